@@ -1,0 +1,144 @@
+"""The vocabulary of the service: outcomes, sides, states and the commands a caller can give.
+
+Amounts are `int` minor units (cents). Odds are hundredths (250 is 2.50). Ids are UUIDs or the
+caller's own `user_id` (1 … 2⁶³−1).
+"""
+
+from enum import StrEnum
+from uuid import UUID
+
+import msgspec
+
+MAX_USER_ID = 2**63 - 1
+MAX_AMOUNT_MINOR = 10**12
+"""Largest amount of one command: 10 billion units of money. Sums of 9 million such stay in BIGINT."""
+MIN_ODDS = 101
+MAX_ODDS = 100_000
+MAX_KEY_LENGTH = 255
+DEFAULT_OUTCOMES = ("HOME", "DRAW", "AWAY")
+
+
+class Outcome(StrEnum):
+    """What became of a command. A refusal is an answer: it is stored under the key and final."""
+
+    ACCEPTED = "ACCEPTED"
+    REPLAYED = "REPLAYED"
+    REPLAYED_DIFFERENTLY = "REPLAYED_DIFFERENTLY"
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
+    UNKNOWN_MATCH = "UNKNOWN_MATCH"
+    UNKNOWN_OUTCOME = "UNKNOWN_OUTCOME"
+    MATCH_CLOSED = "MATCH_CLOSED"
+    UNKNOWN_BET = "UNKNOWN_BET"
+    NOTHING_TO_CANCEL = "NOTHING_TO_CANCEL"
+    ILLEGAL_TRANSITION = "ILLEGAL_TRANSITION"
+
+
+class EntryType(StrEnum):
+    """The seed's entry types."""
+
+    CREDIT = "CREDIT"
+    DEBIT = "DEBIT"
+    REFUND = "REFUND"
+    PAYOUT = "PAYOUT"
+
+
+class Contra(StrEnum):
+    """The account on the other side of an entry. ESCROW is one account per match."""
+
+    EXTERNAL = "EXTERNAL"
+    ESCROW = "ESCROW"
+    HOUSE = "HOUSE"
+
+
+class Side(StrEnum):
+    """BACK bets that the outcome happens, LAY that it does not."""
+
+    BACK = "BACK"
+    LAY = "LAY"
+
+
+class MatchState(StrEnum):
+    """OPEN → CLOSED → SETTLING → SETTLED, or OPEN | CLOSED → VOID."""
+
+    OPEN = "OPEN"
+    CLOSED = "CLOSED"
+    SETTLING = "SETTLING"
+    SETTLED = "SETTLED"
+    VOID = "VOID"
+
+
+class BetState(StrEnum):
+    """State of a bet in the order book of its match's home server."""
+
+    PENDING = "PENDING"
+    PART_MATCHED = "PART_MATCHED"
+    MATCHED = "MATCHED"
+    CANCELLED = "CANCELLED"
+    SETTLED = "SETTLED"
+    VOID = "VOID"
+
+
+class EventType(StrEnum):
+    """Events of the outbox; `TOPIC_OF` says where each goes."""
+
+    BET_CREATED = "BetCreated"
+    BET_MATCHED = "BetMatched"
+    BET_CANCELLED = "BetCancelled"
+    MATCH_SETTLED = "MatchSettled"
+    ENTRY_POSTED = "EntryPosted"
+
+
+TOPIC_OF: dict[str, str] = {
+    EventType.BET_CREATED: "bet.created",
+    EventType.BET_MATCHED: "bet.matched",
+    EventType.BET_CANCELLED: "bet.matched",
+    EventType.MATCH_SETTLED: "match.settled",
+    EventType.ENTRY_POSTED: "wallet.posted",
+}
+"""The topic of each event type. Topics are the seed's names; `events.dlq` takes poison messages."""
+
+DLQ_TOPIC = "events.dlq"
+
+
+class Deposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Money from outside into a wallet: one CREDIT against EXTERNAL."""
+
+    amount_minor: int
+
+
+class Withdraw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Money out of a wallet: one DEBIT against EXTERNAL."""
+
+    amount_minor: int
+
+
+class PlaceBet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A limit order: reserves stake (BACK) or liability (LAY) by one DEBIT into the match's escrow."""
+
+    match_id: UUID
+    outcome: str
+    side: Side
+    odds: int
+    stake_minor: int
+
+
+class CreateMatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new match, OPEN until `closes_at_ms` (Unix milliseconds) or an explicit close."""
+
+    match_id: UUID
+    closes_at_ms: int
+    outcomes: tuple[str, ...] = DEFAULT_OUTCOMES
+
+
+class SettleMatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The result of a CLOSED match: the one outcome that happened."""
+
+    result: str
+
+
+def reserve_of(side: Side, odds: int, stake_minor: int) -> int:
+    """Return what a bet reserves: the stake (BACK) or ⌈stake × (odds − 100) / 100⌉ (LAY), in minor units."""
+    if side is Side.BACK:
+        return stake_minor
+    return -(-stake_minor * (odds - 100) // 100)
