@@ -135,10 +135,3 @@ class SettleMatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The result of a CLOSED match: the one outcome that happened."""
 
     result: str
-
-
-def reserve_of(side: Side, odds: int, stake_minor: int) -> int:
-    """Return what a bet reserves: the stake (BACK) or ⌈stake × (odds − 100) / 100⌉ (LAY), in minor units."""
-    if side is Side.BACK:
-        return stake_minor
-    return -(-stake_minor * (odds - 100) // 100)

@@ -1,0 +1,211 @@
+-- The write model of one physical server. Applied once, by the owner, to an empty database.
+-- Partitions of wallet_ledger are added by store.py for the logical shards the server holds.
+
+-- name: schema
+CREATE TABLE server_identity (
+    only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    server_name text NOT NULL
+);
+
+-- Append-only. The balance of a wallet is the sum of its entries; balance_snapshot is that sum after this
+-- entry, so that the newest row alone answers, and every row can be audited against the one before it.
+CREATE TABLE wallet_ledger (
+    shard              smallint    NOT NULL,
+    user_id            bigint      NOT NULL,
+    seq                bigint      NOT NULL,
+    type               text        NOT NULL,
+    amount             bigint      NOT NULL,
+    contra             text        NOT NULL,
+    match_id           uuid,
+    bet_id             uuid,
+    settlement_version smallint,
+    balance_snapshot   bigint      NOT NULL,
+    idempotent_key     text        NOT NULL,
+    reference_id       text,
+    created_by         text        NOT NULL,
+    created_at         timestamptz NOT NULL,
+    PRIMARY KEY (shard, user_id, seq),
+    CONSTRAINT wallet_ledger_key UNIQUE (shard, user_id, idempotent_key),
+    CONSTRAINT wallet_ledger_shard CHECK (shard = user_id % 100),
+    CONSTRAINT wallet_ledger_user CHECK (user_id > 0),
+    CONSTRAINT wallet_ledger_seq CHECK (seq > 0),
+    CONSTRAINT wallet_ledger_funds CHECK (balance_snapshot >= 0),
+    CONSTRAINT wallet_ledger_sign CHECK (
+        (type = 'DEBIT' AND amount < 0) OR (type IN ('CREDIT', 'REFUND', 'PAYOUT') AND amount > 0)),
+    CONSTRAINT wallet_ledger_contra CHECK (
+        (contra = 'EXTERNAL' AND match_id IS NULL) OR (contra IN ('ESCROW', 'HOUSE') AND match_id IS NOT NULL)),
+    CONSTRAINT wallet_ledger_key_length CHECK (length(idempotent_key) BETWEEN 1 AND 255)
+) PARTITION BY LIST (shard);
+
+-- Second line of defence against paying twice: the business key of settlement entries.
+CREATE UNIQUE INDEX wallet_ledger_business_key
+    ON wallet_ledger (shard, bet_id, type, contra, settlement_version)
+    WHERE settlement_version IS NOT NULL;
+
+CREATE FUNCTION refuse_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'wallet_ledger is append-only: % refused', TG_OP USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+
+CREATE TRIGGER wallet_ledger_immutable BEFORE UPDATE OR DELETE ON wallet_ledger
+    FOR EACH ROW EXECUTE FUNCTION refuse_rewrite();
+CREATE TRIGGER wallet_ledger_no_truncate BEFORE TRUNCATE ON wallet_ledger
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite();
+
+-- The order a bet's entry pays for; immutable. Its progress lives in `orders` on the match's home server.
+CREATE TABLE bets (
+    shard          smallint    NOT NULL,
+    user_id        bigint      NOT NULL,
+    bet_id         uuid        NOT NULL,
+    seq            bigint      NOT NULL,
+    match_id       uuid        NOT NULL,
+    outcome        text        NOT NULL,
+    side           text        NOT NULL CHECK (side IN ('BACK', 'LAY')),
+    odds           integer     NOT NULL CHECK (odds BETWEEN 101 AND 100000),
+    stake          bigint      NOT NULL CHECK (stake > 0),
+    reserve        bigint      NOT NULL CHECK (reserve > 0),
+    placed_at      timestamptz NOT NULL,
+    PRIMARY KEY (shard, user_id, bet_id)
+);
+
+-- Refusals are answers: stored under the key, final.
+CREATE TABLE refusals (
+    shard          smallint    NOT NULL,
+    user_id        bigint      NOT NULL,
+    idempotent_key text        NOT NULL,
+    outcome        text        NOT NULL,
+    command        jsonb       NOT NULL,
+    created_at     timestamptz NOT NULL,
+    PRIMARY KEY (shard, user_id, idempotent_key)
+);
+
+-- Outbox. `id` orders the events of one wallet (they are written under its lock); across wallets it is
+-- not commit order, which is why the relay goes by the flag and never by a cursor.
+CREATE TABLE events (
+    id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    event_id           uuid        NOT NULL DEFAULT uuidv7(),
+    aggregate_type     text        NOT NULL,
+    aggregate_id       text        NOT NULL,
+    event_type         text        NOT NULL,
+    partition_key      text        NOT NULL,
+    payload            jsonb       NOT NULL,
+    causality_chain    uuid,
+    traceparent        text,
+    published_to_kafka boolean     NOT NULL DEFAULT false,
+    published_at       timestamptz,
+    created_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT event_published_check CHECK (published_to_kafka = (published_at IS NOT NULL))
+);
+CREATE INDEX events_unpublished ON events (id) WHERE NOT published_to_kafka;
+
+-- The home side of a match: its state, its order book, its fills, its settlement.
+CREATE TABLE matches (
+    match_id           uuid        PRIMARY KEY,
+    outcomes           text[]      NOT NULL,
+    closes_at          timestamptz NOT NULL,
+    state              text        NOT NULL DEFAULT 'OPEN'
+                       CHECK (state IN ('OPEN', 'CLOSED', 'SETTLING', 'SETTLED', 'VOID')),
+    settlement_version smallint    NOT NULL DEFAULT 0,
+    result             text,
+    book_version       bigint      NOT NULL DEFAULT 0,
+    arrivals           bigint      NOT NULL DEFAULT 0,
+    fills              bigint      NOT NULL DEFAULT 0,
+    created_at         timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE match_transitions (
+    match_id           uuid        NOT NULL REFERENCES matches,
+    transition_no      integer     NOT NULL,
+    from_state         text,
+    to_state           text        NOT NULL,
+    settlement_version smallint    NOT NULL,
+    result             text,
+    at                 timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (match_id, transition_no),
+    UNIQUE (match_id, to_state, settlement_version)
+);
+
+-- One row per bet that reached the matcher; event_id is the inbox mark of the BetCreated event.
+CREATE TABLE orders (
+    bet_id            uuid        PRIMARY KEY,
+    match_id          uuid        NOT NULL REFERENCES matches,
+    user_id           bigint      NOT NULL,
+    outcome           text        NOT NULL,
+    side              text        NOT NULL,
+    odds              integer     NOT NULL,
+    stake             bigint      NOT NULL,
+    reserve           bigint      NOT NULL,
+    arrival           bigint      NOT NULL,
+    state             text        NOT NULL,
+    matched_stake     bigint      NOT NULL DEFAULT 0,
+    matched_liability bigint      NOT NULL DEFAULT 0,
+    winnings          bigint      NOT NULL DEFAULT 0,
+    cancelled_stake   bigint      NOT NULL DEFAULT 0,
+    cancel_refund     bigint      NOT NULL DEFAULT 0,
+    cancel_reason     text CHECK (cancel_reason IN ('REQUESTED', 'LATE')),
+    event_id          uuid        NOT NULL,
+    arrived_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (match_id, arrival),
+    CONSTRAINT orders_stake CHECK (matched_stake + cancelled_stake <= stake),
+    CONSTRAINT orders_reserve CHECK (
+        cancel_refund + CASE side WHEN 'BACK' THEN matched_stake ELSE matched_liability END <= reserve)
+);
+CREATE INDEX orders_open ON orders (match_id, arrival) WHERE state IN ('PENDING', 'PART_MATCHED');
+
+CREATE TABLE fills (
+    match_id    uuid        NOT NULL REFERENCES matches,
+    fill_no     bigint      NOT NULL,
+    outcome     text        NOT NULL,
+    back_bet_id uuid        NOT NULL,
+    back_user   bigint      NOT NULL,
+    lay_bet_id  uuid        NOT NULL,
+    lay_user    bigint      NOT NULL,
+    odds        integer     NOT NULL,
+    stake       bigint      NOT NULL CHECK (stake > 0),
+    liability   bigint      NOT NULL CHECK (liability >= 0),
+    winnings    bigint      NOT NULL CHECK (winnings BETWEEN 0 AND liability),
+    filled_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (match_id, fill_no)
+);
+
+-- Cancels by key; one without an order yet waits for the bet to arrive at the matcher.
+CREATE TABLE cancels (
+    user_id        bigint      NOT NULL,
+    idempotent_key text        NOT NULL,
+    bet_id         uuid        NOT NULL,
+    match_id       uuid        NOT NULL,
+    outcome        text        NOT NULL,
+    cancelled_stake bigint     NOT NULL DEFAULT 0,
+    refund         bigint      NOT NULL DEFAULT 0,
+    waiting        boolean     NOT NULL,
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (user_id, idempotent_key)
+);
+CREATE INDEX cancels_waiting ON cancels (bet_id) WHERE waiting;
+
+CREATE TABLE settlements (
+    match_id           uuid        NOT NULL REFERENCES matches,
+    settlement_version smallint    NOT NULL,
+    kind               text        NOT NULL CHECK (kind IN ('SETTLE', 'VOID')),
+    result             text,
+    state              text        NOT NULL DEFAULT 'RUNNING' CHECK (state IN ('RUNNING', 'DONE')),
+    last_arrival       bigint      NOT NULL DEFAULT 0,
+    started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at        timestamptz,
+    PRIMARY KEY (match_id, settlement_version)
+);
+
+-- The read model of the wallets this server holds.
+CREATE TABLE wallet_balance_projection (
+    shard      smallint    NOT NULL,
+    user_id    bigint      NOT NULL,
+    balance    bigint      NOT NULL,
+    seq        bigint      NOT NULL,
+    updated_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, user_id)
+);
+
+-- name: partition
+CREATE TABLE wallet_ledger_{shard} PARTITION OF wallet_ledger FOR VALUES IN ({shard});
+CREATE TRIGGER wallet_ledger_{shard}_no_truncate BEFORE TRUNCATE ON wallet_ledger_{shard}
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite();
