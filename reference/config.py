@@ -13,7 +13,14 @@ from reference.routing import SHARDS
 
 CONFIG_VARIABLE = "LEDGERPROOF_CONFIG"
 
-ROLES = ("ledger_api", "ledger_relay", "ledger_matcher", "ledger_settler", "ledger_projector", "ledger_auditor")
+ROLES = (
+    "ledger_api",
+    "ledger_relay",
+    "ledger_matcher",
+    "ledger_settler",
+    "ledger_projector",
+    "ledger_auditor",
+)
 """Database roles, one per kind of process; `ledger_auditor` only reads."""
 
 

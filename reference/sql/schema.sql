@@ -140,6 +140,9 @@ CREATE TABLE orders (
     matched_stake     bigint      NOT NULL DEFAULT 0,
     matched_liability bigint      NOT NULL DEFAULT 0,
     winnings          bigint      NOT NULL DEFAULT 0,
+    -- The exact liability of the fills, in hundredths of a minor unit: matched_liability of a LAY is this sum
+    -- rounded up once, so the next fill cannot be rounded without it.
+    liability_hundredths bigint   NOT NULL DEFAULT 0,
     cancelled_stake   bigint      NOT NULL DEFAULT 0,
     cancel_refund     bigint      NOT NULL DEFAULT 0,
     cancel_reason     text CHECK (cancel_reason IN ('REQUESTED', 'LATE')),

@@ -1,0 +1,61 @@
+"""Prepares empty servers and the broker: roles, database, schema, partitions, functions, grants, topics.
+
+Safe to repeat: what is there already is left alone.
+"""
+
+import asyncpg
+
+from reference.bus import create_topics
+from reference.config import ROLES, ServerConfig, ServiceConfig
+from reference.routing import shards_of_server
+from reference.sql import load_sql
+from reference.store import connect
+
+INSTALL_TIMEOUT_MS = 60_000
+
+
+async def install_server(config: ServiceConfig, index: int, superuser: str, password: str) -> None:
+    """Install the schema on one server, with partitions for the logical shards it holds."""
+    server = config.servers[index]
+    maintenance = await connect(
+        server, superuser, password, statement_timeout_ms=INSTALL_TIMEOUT_MS, database="postgres"
+    )
+    try:
+        for role in ROLES:
+            await _create_role(maintenance, role, config.passwords[role])
+        if not await maintenance.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", server.database):
+            await maintenance.execute(f'CREATE DATABASE "{server.database}"')
+    finally:
+        await maintenance.close()
+    owner = await connect(server, superuser, password, statement_timeout_ms=INSTALL_TIMEOUT_MS)
+    try:
+        if not await owner.fetchval("SELECT to_regclass('server_identity') IS NOT NULL"):
+            await _create_schema(owner, server, shards_of_server(config.routing, index))
+    finally:
+        await owner.close()
+
+
+async def _create_role(connection: asyncpg.Connection, role: str, password: str) -> None:
+    exists = await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role)
+    verb = "ALTER" if exists else "CREATE"
+    # Utility statements take no parameters; quote_literal makes the password safe.
+    literal = await connection.fetchval("SELECT quote_literal($1::text)", password)
+    await connection.execute(f'{verb} ROLE "{role}" LOGIN PASSWORD {literal}')
+
+
+async def _create_schema(connection: asyncpg.Connection, server: ServerConfig, shards: list[int]) -> None:
+    schema, functions = load_sql("schema"), load_sql("functions")
+    async with connection.transaction():
+        await connection.execute(schema["schema"])
+        await connection.execute("INSERT INTO server_identity (server_name) VALUES ($1)", server.name)
+        for shard in shards:
+            await connection.execute(schema["partition"].replace("{shard}", str(shard)))
+        await connection.execute(functions["functions"])
+        await connection.execute(functions["grants"])
+
+
+async def install(config: ServiceConfig, superuser: str, password: str) -> None:
+    """Install every server and create the topics."""
+    for index in range(len(config.servers)):
+        await install_server(config, index, superuser, password)
+    create_topics(config)

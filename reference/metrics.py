@@ -1,0 +1,46 @@
+"""Every metric of the service, under the seed's names; label sets are bounded by configuration."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+REGISTRY = CollectorRegistry()
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+HTTP_SECONDS = Histogram(
+    "http_request_duration_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=REGISTRY
+)
+HTTP_REQUESTS = Counter("http_requests_total", "Requests answered", ["route", "status"], registry=REGISTRY)
+HTTP_ERRORS = Counter("http_request_errors_total", "Answers of 500 and above", ["route"], registry=REGISTRY)
+WRITER_QUEUE = Gauge("writer_queue", "Commands waiting for a server", ["server"], registry=REGISTRY)
+
+WORKER_JOBS = Counter("worker_jobs_processed_total", "Messages whose effect is done", ["group"], registry=REGISTRY)
+WORKER_SECONDS = Histogram(
+    "worker_job_duration_seconds", "Time of one batch", ["group"], buckets=_SECONDS, registry=REGISTRY
+)
+WORKER_ERRORS = Counter("worker_job_errors_total", "Batches that failed", ["group"], registry=REGISTRY)
+
+DB_QUERY_SECONDS = Histogram(
+    "db_query_duration_seconds",
+    "Time of a statement",
+    ["query", "server"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+
+KAFKA_LAG = Gauge("kafka_consumer_lag", "Latest offset minus committed offset", ["group", "topic"], registry=REGISTRY)
+KAFKA_CONSUMED = Counter("kafka_messages_consumed_total", "Messages consumed", ["group", "topic"], registry=REGISTRY)
+KAFKA_PRODUCE_ERRORS = Counter("kafka_produce_errors_total", "Records not acknowledged", ["topic"], registry=REGISTRY)
+DEAD_LETTERS = Counter("events_dead_lettered_total", "Messages sent to events.dlq", ["group"], registry=REGISTRY)
+
+OUTBOX_UNPUBLISHED = Gauge(
+    "outbox_unpublished", "Events not yet in Kafka (counted up to a bound)", ["server"], registry=REGISTRY
+)
+EVENTS_PUBLISHED = Counter("events_published_total", "Events acknowledged by Kafka", ["server"], registry=REGISTRY)
+
+LEDGER_ENTRIES = Counter("ledger_entries_total", "Entries posted by this process", registry=REGISTRY)
+CACHE_READS = Counter("cache_reads_total", "Balance reads by where they ended", ["source"], registry=REGISTRY)
+CACHE_ERRORS = Counter("cache_errors_total", "Redis calls that failed", registry=REGISTRY)
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus's text format."""
+    return generate_latest(REGISTRY)

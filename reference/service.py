@@ -1,0 +1,145 @@
+"""The frame of every process: logging, signals, the health and metrics endpoints, and an orderly stop."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+
+from reference import metrics
+
+STOP_WITHIN_S = 5.0
+_TEXT = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of JSON."""
+        line: dict[str, Any] = {
+            "@timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "log.level": record.levelname.lower(),
+            "log.logger": record.name,
+            "service.name": self._process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error.stack_trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure_logging(process: str) -> None:
+    """Send every log record of this process to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(process))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("granian").setLevel(logging.WARNING)
+    logging.getLogger("_granian").setLevel(logging.WARNING)
+
+
+Handler = Callable[[Any, Any], Awaitable[None]]
+
+
+class Health:
+    """Liveness, readiness and metrics of a process, as an RSGI application."""
+
+    def __init__(self) -> None:
+        self.ready: Callable[[], Awaitable[str | None]] = _not_started
+
+    async def __call__(self, scope: Any, proto: Any) -> None:
+        """Answer /livez, /readyz and /metrics."""
+        if scope.path == "/metrics":
+            proto.response_bytes(200, _TEXT, metrics.exposition())
+        elif scope.path == "/livez":
+            proto.response_str(200, _TEXT, "alive\n")
+        elif scope.path == "/readyz":
+            reason = await self.ready()
+            proto.response_str(200 if reason is None else 503, _TEXT, f"{reason or 'ready'}\n")
+        else:
+            proto.response_str(404, _TEXT, "try /livez, /readyz or /metrics\n")
+
+
+async def _not_started() -> str | None:
+    return "starting"
+
+
+async def always_ready() -> str | None:
+    """Readiness of a process that can work as soon as it runs."""
+    return None
+
+
+def serve(application: Handler, port: int) -> Server:
+    """Return an HTTP/1 server of this event loop on 127.0.0.1."""
+    return Server(
+        application,
+        address="127.0.0.1",
+        port=port,
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=1024,
+        log_enabled=False,
+    )
+
+
+def stop_serving(server: Server) -> None:
+    """Stop accepting; requests under way are finished."""
+    server.stop()  # type: ignore[no-untyped-call]
+
+
+def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `main(stopping)` until it returns; SIGTERM and SIGINT set `stopping`."""
+
+    async def framed() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        await main(stopping)
+
+    uvloop.run(framed())
+
+
+async def run_worker(
+    port: int,
+    run_once: Callable[[], Awaitable[object]],
+    ready: Callable[[], Awaitable[str | None]],
+    stopping: asyncio.Event,
+) -> None:
+    """Serve health and metrics on `port` and repeat `run_once` until `stopping`.
+
+    A failure of `run_once` is logged and repeated with a pause, so that a passing fault never ends the process.
+    """
+    health = Health()
+    health.ready = ready
+    server = serve(health, port)
+    serving = asyncio.create_task(server.serve())
+    log = logging.getLogger("ledgerproof.worker")
+    try:
+        while not stopping.is_set():
+            try:
+                await run_once()
+            except Exception:  # the frame must outlive every passing fault, and logs it
+                log.exception("a round failed; trying again")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), 0.5)
+    finally:
+        stop_serving(server)
+        await asyncio.wait([serving], timeout=STOP_WITHIN_S)

@@ -1,0 +1,326 @@
+"""The main path: commands that arrive together are posted to their server by one transaction.
+
+One `Writer` per server in each process. It promises that every command gets exactly one answer or one error
+whose `definite` says whether the command certainly did not happen; nothing is answered before COMMIT.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from reference import metrics
+from reference.commands import Contra, EntryType, Outcome
+from reference.errors import (
+    DeadlineExceeded,
+    LedgerError,
+    QueueFull,
+    ServerUnavailable,
+    UnknownOutcome,
+)
+from reference.store import Store, columns, meaning_of
+
+RECONNECT_AFTER_S = 0.1
+"""After a failed connection attempt commands are refused at once for this long."""
+SWEEP_EVERY_S = 0.1
+
+
+@dataclass(slots=True, frozen=True)
+class Posting:
+    """One entry to post: who, how much, against which account, under which key."""
+
+    user_id: int
+    key: str
+    type: EntryType
+    amount: int
+    """Signed minor units: DEBIT is negative."""
+    contra: Contra
+    match_id: UUID | None = None
+    bet_id: UUID | None = None
+    settlement_version: int | None = None
+    outcome: str | None = None
+    side: str | None = None
+    odds: int | None = None
+    stake: int | None = None
+    refusal: str | None = None
+    """An Outcome decided before posting (match closed): stored as the answer unless the key was answered before."""
+    command: bytes = b"{}"
+    """The command as JSON with its `op`: what a later request under the same key is compared with."""
+    traceparent: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Posted:
+    """The answer to a posting. `outcome` is the original answer when `replayed`."""
+
+    outcome: str
+    replayed: bool
+    seq: int | None
+    balance: int | None
+    bet_id: UUID | None
+    differs: str | None = None
+    """Set with REPLAYED_DIFFERENTLY: the first field that differs from the original command."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    posting: Posting
+    future: asyncio.Future[Posted]
+    deadline: float
+
+
+def arguments(created_by: str, postings: Sequence[Posting]) -> list[object]:
+    """Return the parallel arrays that `ledger_post` takes."""
+    rows = [
+        (
+            p.user_id,
+            p.key,
+            p.type.value,
+            p.amount,
+            p.contra.value,
+            p.match_id,
+            p.bet_id,
+            p.settlement_version,
+            p.outcome,
+            p.side,
+            p.odds,
+            p.stake,
+            p.refusal,
+            p.command.decode(),
+            p.traceparent,
+        )
+        for p in postings
+    ]
+    return [created_by, *columns(rows, 15)]
+
+
+async def post_entries(
+    connection: asyncpg.Connection, post_sql: str, created_by: str, postings: Sequence[Posting]
+) -> list[asyncpg.Record]:
+    """Post one batch in one transaction and return one row a posting, in order.
+
+    Rows carry `status` (ACCEPTED, REPLAYED or a refusal), `entry_seq`, `entry_balance`. Driver errors pass through.
+    """
+    rows = await connection.fetch(post_sql, *arguments(created_by, postings))
+    metrics.LEDGER_ENTRIES.inc(sum(row["status"] == "ACCEPTED" for row in rows))
+    return sorted(rows, key=lambda row: int(row["command_no"]))
+
+
+def difference(asked: bytes, stored: str | bytes) -> str | None:
+    """Return the first field in which two commands under one key differ, or None."""
+    first: dict[str, Any] = msgspec.json.decode(asked)
+    second: dict[str, Any] = msgspec.json.decode(stored)
+    for name in sorted(first.keys() | second.keys(), key=lambda name: (name != "op", name)):
+        if first.get(name) != second.get(name):
+            return name
+    return None
+
+
+class Writer:
+    """Batches the commands of one process for one server."""
+
+    def __init__(self, store: Store, server: int, created_by: str) -> None:
+        self._store = store
+        self._server = server
+        self._name = store.config.servers[server].name
+        self._created_by = created_by
+        self._queue: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._connection: asyncpg.Connection | None = None
+        self._down_until = 0.0
+        self._busy = False
+        self._idle = asyncio.Event()
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._singles: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Start the batching loop."""
+        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._sweep())]
+
+    async def stop(self) -> None:
+        """Post what was admitted, refuse what comes later, then close the connection."""
+        self._draining = True
+        if self._queue or self._busy:
+            self._idle.clear()
+            await self._idle.wait()
+        await asyncio.gather(*self._singles, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail_queue(ServerUnavailable("this process is stopping"))
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def post(self, posting: Posting) -> Posted:
+        """Post one command and return its answer.
+
+        Raises NotAdmitted (QueueFull, DeadlineExceeded, ServerUnavailable) or NotPosted when it certainly was not
+        posted, and UnknownOutcome when it may have been.
+        """
+        now = time.monotonic()
+        if self._draining or now < self._down_until:
+            raise ServerUnavailable(f"{self._name} is not available; try again")
+        if len(self._queue) >= self._store.config.writer_queue:
+            raise QueueFull(f"{len(self._queue)} commands are waiting for {self._name}")
+        future: asyncio.Future[Posted] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(posting, future, now + self._store.config.command_deadline_ms / 1000))
+        self._arrived.set()
+        return await future
+
+    async def _sweep(self) -> None:
+        """Refuse commands whose deadline passed, also while a batch hangs in the database."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            now = time.monotonic()
+            while self._queue and self._queue[0].deadline < now:
+                waiting = self._queue.popleft()
+                _fail(waiting, DeadlineExceeded(f"waited too long for {self._name}"))
+            metrics.WRITER_QUEUE.labels(self._name).set(len(self._queue))
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            self._busy = True
+            while self._queue:
+                await self._post_batch(self._take_batch())
+            self._busy = False
+            self._idle.set()
+
+    def _take_batch(self) -> list[_Waiting]:
+        """Take the oldest commands, at most one of each (user, key): a second one waits for the next batch."""
+        batch: list[_Waiting] = []
+        seen: set[tuple[int, str]] = set()
+        later: list[_Waiting] = []
+        while self._queue and len(batch) < self._store.config.writer_batch:
+            waiting = self._queue.popleft()
+            identity = (waiting.posting.user_id, waiting.posting.key)
+            if identity in seen:
+                later.append(waiting)
+            else:
+                seen.add(identity)
+                batch.append(waiting)
+        self._queue.extendleft(reversed(later))
+        return batch
+
+    async def _post_batch(self, batch: list[_Waiting]) -> None:
+        try:
+            connection = await self._ready()
+        except ServerUnavailable as error:
+            self._down_until = time.monotonic() + RECONNECT_AFTER_S
+            _fail_all(batch, error)
+            self._fail_queue(error)
+            return
+        started = time.monotonic()
+        try:
+            rows = await asyncio.wait_for(
+                post_entries(
+                    connection,
+                    self._store.sql["post"],
+                    self._created_by,
+                    [waiting.posting for waiting in batch],
+                ),
+                self._store.config.statement_timeout_ms / 1000 + 0.5,
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            meaning = meaning_of(error)
+            if isinstance(meaning, UnknownOutcome):
+                connection.terminate()
+                self._connection = None
+                _fail_all(batch, meaning)
+            else:
+                self._split(batch, meaning)
+            return
+        metrics.DB_QUERY_SECONDS.labels("post", self._name).observe(time.monotonic() - started)
+        await self._deliver(connection, batch, rows)
+
+    async def _deliver(
+        self, connection: asyncpg.Connection, batch: Sequence[_Waiting], rows: Sequence[asyncpg.Record]
+    ) -> None:
+        """Answer the commands of a committed batch."""
+        replays: list[_Waiting] = []
+        for waiting, row in zip(batch, rows, strict=True):
+            if row["status"] == Outcome.REPLAYED:
+                replays.append(waiting)
+            elif not waiting.future.done():
+                waiting.future.set_result(
+                    Posted(
+                        row["status"],
+                        replayed=False,
+                        seq=row["entry_seq"],
+                        balance=row["entry_balance"],
+                        bet_id=waiting.posting.bet_id if row["status"] == Outcome.ACCEPTED else None,
+                    )
+                )
+        if replays:
+            await self._answer_replays(connection, replays)
+
+    def _split(self, batch: list[_Waiting], error: LedgerError) -> None:
+        """Try a batch that the server refused as a whole again one by one, to find the culprit."""
+        if len(batch) == 1:
+            _fail_all(batch, error)
+            return
+        task = asyncio.create_task(self._post_singly(batch))
+        self._singles.add(task)
+        task.add_done_callback(self._singles.discard)
+
+    async def _post_singly(self, batch: list[_Waiting]) -> None:
+        for waiting in batch:
+            try:
+                async with self._store.connection(self._server) as connection:
+                    rows = await post_entries(connection, self._store.sql["post"], self._created_by, [waiting.posting])
+                    await self._deliver(connection, [waiting], rows)
+            except LedgerError as error:
+                _fail(waiting, error)
+
+    async def _answer_replays(self, connection: asyncpg.Connection, replays: list[_Waiting]) -> None:
+        try:
+            rows = await connection.fetch(
+                self._store.sql["answers"],
+                [waiting.posting.user_id for waiting in replays],
+                [waiting.posting.key for waiting in replays],
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            # The original command was decided long ago, only its answer cannot be read now.
+            _fail_all(replays, UnknownOutcome(f"the original answer could not be read: {error}"))
+            return
+        for row in rows:
+            waiting = replays[row["answer_no"] - 1]
+            differs = difference(waiting.posting.command, row["command"])
+            if not waiting.future.done():
+                waiting.future.set_result(
+                    Posted(
+                        Outcome.REPLAYED_DIFFERENTLY if differs else row["outcome"],
+                        replayed=True,
+                        seq=row["entry_seq"],
+                        balance=row["entry_balance"],
+                        bet_id=row["bet"],
+                        differs=differs,
+                    )
+                )
+
+    async def _ready(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._store.connect(self._server)
+        return self._connection
+
+    def _fail_queue(self, error: LedgerError) -> None:
+        while self._queue:
+            _fail(self._queue.popleft(), error)
+
+
+def _fail(waiting: _Waiting, error: LedgerError) -> None:
+    if not waiting.future.done():
+        waiting.future.set_exception(error)
+
+
+def _fail_all(batch: Sequence[_Waiting], error: LedgerError) -> None:
+    for waiting in batch:
+        _fail(waiting, error)
