@@ -48,6 +48,21 @@ class MatchView(msgspec.Struct, frozen=True):
     settled: bool
 
 
+class BetView(msgspec.Struct, frozen=True):
+    """A bet and how far it got in the order book; PENDING until the matcher has seen it."""
+
+    bet_id: UUID
+    match_id: UUID
+    outcome: str
+    side: str
+    odds: int
+    stake_minor: int
+    reserve_minor: int
+    state: str
+    matched_stake_minor: int
+    cancelled_stake_minor: int
+
+
 class BalanceView(msgspec.Struct, frozen=True):
     """A balance, after which entry it holds, where it was read and whether it may be behind."""
 

@@ -13,6 +13,7 @@ import msgspec
 from reference import exchange, metrics
 from reference.answers import (
     BalanceView,
+    BetView,
     CancelAnswer,
     CommandAnswer,
     EntriesView,
@@ -27,6 +28,7 @@ from reference.commands import (
     MAX_ODDS,
     MAX_USER_ID,
     MIN_ODDS,
+    BetState,
     Contra,
     CreateMatch,
     Deposit,
@@ -140,7 +142,9 @@ class Api:
             return None
         return "no server can be reached"
 
-    def _route(self, method: str, path: str) -> tuple[str, Callable[[Any, Any], Awaitable[Answer]]]:
+    def _route(  # noqa: PLR0912 - one case a route reads better than any table
+        self, method: str, path: str
+    ) -> tuple[str, Callable[[Any, Any], Awaitable[Answer]]]:
         parts = path.split("/")[1:]
         match method, parts:
             case "POST", ["v1", "wallets", user, "bets"]:
@@ -153,6 +157,8 @@ class Api:
                 return "withdrawals", lambda scope, proto: self._transfer(scope, proto, user, EntryType.DEBIT)
             case "POST", ["v1", "wallets", user, "bets", bet, "cancel"]:
                 return "cancel", lambda scope, proto: self._cancel(scope, proto, user, bet)
+            case "GET", ["v1", "wallets", user, "bets", bet]:
+                return "bet", lambda scope, proto: self._view_bet(user, bet)
             case "GET", ["v1", "wallets", user, "entries"]:
                 return "entries", lambda scope, proto: self._entries(scope, user)
             case "POST", ["v1", "matches"]:
@@ -251,6 +257,26 @@ class Api:
             done["refund"],
         )
         return 202, JSON, _encode(answer)
+
+    async def _view_bet(self, user: str, bet: str) -> Answer:
+        user_id, bet_id = _user(user), _uuid("bet_id", bet)
+        row = await self._store.fetchrow(self._store.server_of(user_id), "bet", shard_of(user_id), user_id, bet_id)
+        if row is None:
+            return _problem(404, "no such bet", f"wallet {user_id} has no bet {bet_id}")
+        order = await self._store.fetchrow(self._store.home_of(row["match_id"]), "order", bet_id)
+        view = BetView(
+            bet_id,
+            row["match_id"],
+            row["outcome"],
+            row["side"],
+            row["odds"],
+            row["stake"],
+            row["reserve"],
+            order["state"] if order else BetState.PENDING,
+            order["matched_stake"] if order else 0,
+            order["cancelled_stake"] if order else 0,
+        )
+        return 200, JSON, _encode(view)
 
     async def _create_match(self, scope: Any, proto: Any) -> Answer:
         _key(scope)

@@ -10,9 +10,8 @@ changes nothing, whichever process stored it.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -76,10 +75,10 @@ class MatcherResult:
 
 
 class BookCache:
-    """Copies of order books, least recently used first out. A book that is taken is gone until it is put
-    back.
+    """Copies of order books, least recently used first out.
 
-    So whoever fails between taking and putting back leaves nothing behind that could be wrong.
+    A book that is taken is gone until it is put back, so whoever fails in between leaves nothing behind that
+    could be wrong.
     """
 
     def __init__(self, books_max: int = CACHED_BOOKS_MAX, orders_max: int = CACHED_ORDERS_MAX) -> None:
@@ -111,105 +110,69 @@ class BookCache:
 
 @dataclass(slots=True)
 class _Match:
-    """A locked row of `matches` and its book while a batch is applied."""
+    """A locked row of `matches` while a batch is applied."""
 
     outcomes: Collection[str]
-    accepts_bets: bool
     version: int
     arrivals: int
-    book: Book
+    book: Book | None
+    """None when the match takes no more bets: then its book is not needed."""
     changed: bool = False
 
 
-class _Events:
-    """Outbox rows in the order they are to be published."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str, str, UUID, str | None]] = []
-
-    def matched(self, fill: Fill, cause: Arrival) -> None:
-        match_id = str(fill.back.match_id)
-        payload = {
-            "match_id": match_id,
-            "fill_no": fill.fill_no,
-            "outcome": fill.back.outcome,
-            "odds": fill.odds,
-            "stake": fill.stake,
-            "liability": fill.liability,
-            "winnings": fill.winnings,
-            "back_bet_id": fill.back.bet_id,
-            "back_user": fill.back.user_id,
-            "lay_bet_id": fill.lay.bet_id,
-            "lay_user": fill.lay.user_id,
-        }
-        self._add("Match", match_id, EventType.BET_MATCHED, match_id, payload, cause)
-
-    def cancelled(self, order: Order, cause: Arrival) -> None:
-        payload = {
-            "match_id": order.match_id,
-            "bet_id": order.bet_id,
-            "user_id": order.user_id,
-            "refund": order.cancel_refund,
-            "cancelled_stake": order.cancelled_stake,
-            "reason": order.cancel_reason,
-        }
-        bet_id, wallet = str(order.bet_id), str(order.user_id)
-        self._add("Bet", bet_id, EventType.BET_CANCELLED, wallet, payload, cause)
-
-    def _add(
-        self, aggregate: str, aggregate_id: str, event: EventType, key: str, payload: object, cause: Arrival
-    ) -> None:
-        body = msgspec.json.encode(payload).decode()
-        self.rows.append((aggregate, aggregate_id, event.value, key, body, cause.bet.bet_id, cause.traceparent))
+EventRow = tuple[str, str, str, str, str, UUID, str | None]
+"""Aggregate type and id, event type, partition key, payload as JSON, cause (the arriving bet), traceparent."""
 
 
-async def apply_orders(
-    connection: asyncpg.Connection, books: BookCache, arrivals: Sequence[Arrival], timeout_s: float
-) -> MatcherResult:
-    """Take bets of matches that live on this server into their books, in the given order, in one transaction.
+def _matched_row(fill: Fill, cause: Arrival) -> EventRow:
+    match_id = str(fill.back.match_id)
+    payload = {
+        "match_id": match_id,
+        "fill_no": fill.fill_no,
+        "outcome": fill.back.outcome,
+        "odds": fill.odds,
+        "stake": fill.stake,
+        "liability": fill.liability,
+        "winnings": fill.winnings,
+        "back_bet_id": fill.back.bet_id,
+        "back_user": fill.back.user_id,
+        "lay_bet_id": fill.lay.bet_id,
+        "lay_user": fill.lay.user_id,
+    }
+    body = msgspec.json.encode(payload).decode()
+    kind = EventType.BET_MATCHED.value
+    return "Match", match_id, kind, match_id, body, cause.bet.bet_id, cause.traceparent
 
-    Returns when it is committed. Driver errors and TimeoutError (`timeout_s` for all of it) pass through;
-    the connection is then to be thrown away, for its transaction may still be open.
-    """
-    async with asyncio.timeout(timeout_s):
-        await connection.execute("BEGIN")
-        result, used = await _apply(connection, books, arrivals)
-        await connection.execute("COMMIT")
-    for match in used:
-        books.put(match.version, match.book)
-    return result
+
+def _cancelled_row(order: Order, cause: Arrival) -> EventRow:
+    payload = {
+        "match_id": order.match_id,
+        "bet_id": order.bet_id,
+        "user_id": order.user_id,
+        "refund": order.cancel_refund,
+        "cancelled_stake": order.cancelled_stake,
+        "reason": order.cancel_reason,
+    }
+    body = msgspec.json.encode(payload).decode()
+    kind = EventType.BET_CANCELLED.value
+    return "Bet", str(order.bet_id), kind, str(order.user_id), body, order.bet_id, cause.traceparent
 
 
-async def _apply(
-    connection: asyncpg.Connection, books: BookCache, arrivals: Sequence[Arrival]
-) -> tuple[MatcherResult, Iterable[_Match]]:
-    sql = load_sql("matcher")
-    match_ids = sorted({arrival.bet.match_id for arrival in arrivals})
-    rows = await connection.fetch(sql["lock_matches"], match_ids)
-    marks = await connection.fetchrow(
-        sql["read_marks"],
-        [arrival.bet.bet_id for arrival in arrivals],
-        [arrival.bet.user_id for arrival in arrivals],
-    )
-    assert marks is not None, "a SELECT without FROM has one row"
-    matches = await _with_books(connection, books, rows, marks["at"])
-    stored: set[UUID] = set(marks["stored"])
-    to_cancel: set[UUID] = set(marks["cancelled"])
+@dataclass(slots=True)
+class _Changes:
+    """What a batch writes."""
 
-    result = MatcherResult()
-    events = _Events()
-    new: dict[UUID, tuple[Order, Arrival]] = {}
-    touched: dict[UUID, Order] = {}
-    fills: list[Fill] = []
-    for arrival in arrivals:
+    result: MatcherResult = field(default_factory=MatcherResult)
+    new: dict[UUID, tuple[Order, Arrival]] = field(default_factory=dict)
+    resting: dict[UUID, Order] = field(default_factory=dict)
+    """Orders of earlier batches that traded."""
+    fills: list[Fill] = field(default_factory=list)
+    events: list[EventRow] = field(default_factory=list)
+    cancels_done: list[UUID] = field(default_factory=list)
+
+    def admit(self, arrival: Arrival, match: _Match, *, cancel_waits: bool) -> None:
+        """Give a new bet its place in the queue of its match, and trade it unless it is cancelled or late."""
         bet = arrival.bet
-        match = matches.get(bet.match_id)
-        if match is None or bet.outcome not in match.outcomes:
-            result.unknown.append(arrival)
-            continue
-        if bet.bet_id in stored or bet.bet_id in new:
-            result.redelivered += 1
-            continue
         match.arrivals += 1
         match.changed = True
         order = Order(
@@ -223,69 +186,111 @@ async def _apply(
             bet.reserve,
             match.arrivals,
         )
-        new[bet.bet_id] = (order, arrival)
-        if bet.bet_id in to_cancel:
+        self.new[bet.bet_id] = (order, arrival)
+        if cancel_waits:
+            self.result.cancelled += 1
+            self.cancels_done.append(bet.bet_id)
             order.cancel_rest("REQUESTED")
-            events.cancelled(order, arrival)
-            result.cancelled += 1
-        elif not match.accepts_bets:
+            self.events.append(_cancelled_row(order, arrival))
+        elif match.book is None:
+            self.result.late += 1
             order.cancel_rest("LATE")
-            events.cancelled(order, arrival)
-            result.late += 1
+            self.events.append(_cancelled_row(order, arrival))
         else:
-            result.placed += 1
+            self.result.placed += 1
             for fill in match.book.place(order):
-                fills.append(fill)
-                touched[fill.back.bet_id] = fill.back
-                touched[fill.lay.bet_id] = fill.lay
-                events.matched(fill, arrival)
-    result.fills = len(fills)
-
-    if new:
-        await connection.execute(sql["insert_orders"], *columns([_order_row(*pair) for pair in new.values()], 18))
-        resting = sorted(touched.keys() - new.keys())
-        if resting:
-            progress = [_progress_row(touched[bet_id]) for bet_id in resting]
-            await connection.execute(sql["update_orders"], *columns(progress, 6))
-        if fills:
-            await connection.execute(sql["insert_fills"], *columns([_fill_row(fill) for fill in fills], 11))
-        if events.rows:
-            await connection.execute(sql["insert_events"], *columns(events.rows, 7))
-        if to_cancel:
-            await connection.execute(sql["finish_cancels"], list(to_cancel))
-        changed = [match for match in matches.values() if match.changed]
-        for match in changed:
-            match.version += 1
-        heads = [(match.book.match_id, match.version, match.arrivals, match.book.fill_count) for match in changed]
-        await connection.execute(sql["update_matches"], *columns(heads, 4))
-    return result, matches.values()
+                self.result.fills += 1
+                self.fills.append(fill)
+                self.events.append(_matched_row(fill, arrival))
+                resting = fill.lay if fill.back is order else fill.back
+                if resting.bet_id not in self.new:
+                    self.resting[resting.bet_id] = resting
 
 
-async def _with_books(
-    connection: asyncpg.Connection, books: BookCache, rows: Iterable[asyncpg.Record], at: datetime
-) -> dict[UUID, _Match]:
-    """Pair locked rows with their books: from the cache where its version still holds, else from `orders`."""
+async def apply_orders(
+    connection: asyncpg.Connection, books: BookCache, arrivals: Sequence[Arrival], timeout_s: float
+) -> MatcherResult:
+    """Take bets of matches that live on this server into their books, in order, in one transaction.
+
+    Returns when it is committed. Driver errors and TimeoutError (`timeout_s` for all of it) pass through; the
+    connection is then to be thrown away, for its transaction may still be open.
+    """
+    async with asyncio.timeout(timeout_s):
+        await connection.execute("BEGIN")
+        matches, stored, cancelled = await _lock(connection, books, arrivals)
+        changes = _Changes()
+        for arrival in arrivals:
+            bet = arrival.bet
+            match = matches.get(bet.match_id)
+            if match is None or bet.outcome not in match.outcomes:
+                changes.result.unknown.append(arrival)
+            elif bet.bet_id in stored or bet.bet_id in changes.new:
+                changes.result.redelivered += 1
+            else:
+                changes.admit(arrival, match, cancel_waits=bet.bet_id in cancelled)
+        await _write(connection, matches, changes)
+        await connection.execute("COMMIT")
+    for match in matches.values():
+        if match.book is not None:
+            books.put(match.version, match.book)
+    return changes.result
+
+
+async def _lock(
+    connection: asyncpg.Connection, books: BookCache, arrivals: Sequence[Arrival]
+) -> tuple[dict[UUID, _Match], set[UUID], set[UUID]]:
+    """Lock the matches and return them with their books, the bets already stored, and those to cancel."""
+    sql = load_sql("matcher")
+    rows = await connection.fetch(sql["lock_matches"], sorted({arrival.bet.match_id for arrival in arrivals}))
+    marks = await connection.fetchrow(
+        sql["read_marks"],
+        [arrival.bet.bet_id for arrival in arrivals],
+        [arrival.bet.user_id for arrival in arrivals],
+    )
+    assert marks is not None, "a SELECT without FROM has one row"
     matches: dict[UUID, _Match] = {}
-    stale: dict[UUID, list[Order]] = {}
-    fill_counts: dict[UUID, int] = {}
+    fills_so_far: dict[UUID, int] = {}
     for row in rows:
-        match_id = UUID(int=row["match_id"].int)
-        accepts_bets = row["state"] == MatchState.OPEN and at < row["closes_at"]
-        # A closed match takes no more orders into its book, so the book need not be known.
-        book = books.take(match_id, row["book_version"])
-        if book is None:
-            book = Book(match_id, row["fills"])
-            if accepts_bets:
-                stale[match_id] = []
-        fill_counts[match_id] = row["fills"]
-        matches[match_id] = _Match(row["outcomes"], accepts_bets, row["book_version"], row["arrivals"], book)
-    if stale:
-        for row in await connection.fetch(load_sql("matcher")["open_orders"], list(stale)):
-            order = order_of(row)
-            stale[order.match_id].append(order)
-        for match_id, orders in stale.items():
-            matches[match_id].book = Book(match_id, fill_counts[match_id], orders)
-    return matches
+        match_id = row["match_id"]
+        match = _Match(row["outcomes"], row["book_version"], row["arrivals"], None)
+        matches[match_id] = match
+        if row["state"] == MatchState.OPEN and marks["at"] < row["closes_at"]:
+            match.book = books.take(match_id, row["book_version"])
+            if match.book is None:
+                fills_so_far[match_id] = row["fills"]
+    if fills_so_far:
+        orders: dict[UUID, list[Order]] = {match_id: [] for match_id in fills_so_far}
+        for row in await connection.fetch(sql["open_orders"], list(orders)):
+            orders[row["match_id"]].append(order_of(row))
+        for match_id, waiting in orders.items():
+            matches[match_id].book = Book(match_id, fills_so_far[match_id], waiting)
+    return matches, set(marks["stored"]), set(marks["cancelled"])
+
+
+async def _write(connection: asyncpg.Connection, matches: dict[UUID, _Match], changes: _Changes) -> None:
+    """Store what the batch changed, each kind of row by one statement."""
+    if not changes.new:
+        return
+    sql = load_sql("matcher")
+    new = [_order_row(order, arrival) for order, arrival in changes.new.values()]
+    await connection.execute(sql["insert_orders"], *columns(new, 18))
+    if changes.resting:
+        progress = [_progress_row(order) for order in changes.resting.values()]
+        await connection.execute(sql["update_orders"], *columns(progress, 6))
+    if changes.fills:
+        fills = [_fill_row(fill) for fill in changes.fills]
+        await connection.execute(sql["insert_fills"], *columns(fills, 11))
+    if changes.events:
+        await connection.execute(sql["insert_events"], *columns(changes.events, 7))
+    if changes.cancels_done:
+        await connection.execute(sql["finish_cancels"], changes.cancels_done)
+    heads = []
+    for match_id, match in matches.items():
+        if match.changed:
+            match.version += 1
+            fill_count = None if match.book is None else match.book.fill_count
+            heads.append((match_id, match.version, match.arrivals, fill_count))
+    await connection.execute(sql["update_matches"], *columns(heads, 4))
 
 
 def order_of(row: asyncpg.Record) -> Order:

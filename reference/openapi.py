@@ -18,6 +18,7 @@ _ANSWERS: list[type] = [
     answers.CancelAnswer,
     answers.MatchAnswer,
     answers.MatchView,
+    answers.BetView,
     answers.BalanceView,
     answers.EntriesView,
     answers.Problem,
@@ -47,6 +48,7 @@ def document() -> dict[str, Any]:
             "/v1/wallets/{user_id}/bets/{bet_id}/cancel": _command(
                 "cancelBet", None, "CancelAnswer", "user_id", "bet_id"
             ),
+            "/v1/wallets/{user_id}/bets/{bet_id}": _query("bet", "BetView", "user_id", "bet_id"),
             "/v1/wallets/{user_id}/balance": _query(
                 "balance",
                 "BalanceView",

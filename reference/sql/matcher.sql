@@ -56,10 +56,12 @@ SELECT e.aggregate_type, e.aggregate_id, e.event_type, e.partition_key, e.payloa
 
 -- name: update_matches
 UPDATE matches m
-   SET book_version = n.book_version, arrivals = n.arrivals, fills = n.fills
+   SET book_version = n.book_version, arrivals = n.arrivals, fills = coalesce(n.fills, m.fills)
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (match_id, book_version, arrivals, fills)
  WHERE m.match_id = n.match_id
 
 -- name: finish_cancels
 -- The request is done; what was answered to it stays as it was answered.
-UPDATE cancels SET waiting = false WHERE bet_id = ANY ($1::uuid[]) AND waiting
+UPDATE cancels c SET waiting = false
+  FROM orders o
+ WHERE o.bet_id = ANY ($1::uuid[]) AND c.bet_id = o.bet_id AND c.user_id = o.user_id AND c.waiting

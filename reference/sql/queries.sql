@@ -24,7 +24,10 @@ SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint 
  WHERE m.match_id = $1
 
 -- name: bet
-SELECT match_id FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id = $3
+SELECT match_id, outcome, side, odds, stake, reserve FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id = $3
+
+-- name: order
+SELECT state, matched_stake, cancelled_stake FROM orders WHERE bet_id = $1
 
 -- name: head
 SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms

@@ -1,0 +1,333 @@
+"""The settler: pays every bet of a settled or void match, and refunds what is cancelled, each at most once.
+
+What is to be done stands in the `settlements` row that the command wrote with its event, so nothing depends
+on the event's arrival: MatchSettled only says that it is worth looking now. A settlement goes through the
+orders of its match page by page. First the entries of the page are posted to the wallets' servers, under
+keys that make a repetition a replay; then the page is marked on the match's home server. Killed in between,
+the next settler repeats one page and adds nothing. One server that is down holds up the matches that have
+bets of its wallets, and no others.
+"""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from reference import metrics
+from reference.bus import Consumer, Message, Poison
+from reference.commands import MAX_USER_ID, TOPIC_OF, EventType, Outcome
+from reference.config import ServiceConfig
+from reference.errors import LedgerError
+from reference.matcher import order_of
+from reference.orderbook import Order
+from reference.service import STOP_WITHIN_S, run_worker
+from reference.settlement import Entry, SettlementKind, cancel_entries, entries_of
+from reference.sql import load_sql
+from reference.store import Store, meaning_of
+from reference.writer import Posting, post_entries
+
+log = logging.getLogger("ledgerproof.settler")
+
+GROUP = "settler"
+TOPICS = (TOPIC_OF[EventType.BET_CANCELLED], TOPIC_OF[EventType.MATCH_SETTLED])
+CREATED_BY = "Settler"
+NO_EFFECT_LANE = -1
+"""The lane of events that need no database: trades, which are settled later, and the hints to look."""
+PAGE_ORDERS = 1_000
+SETTLEMENTS_AT_ONCE = 4
+"""Matches that one process settles at the same time; each holds a connection to its home server."""
+LOOK_EVERY_S = 1.0
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 3.0
+ACTIVE_MAX = 256
+"""Settlements that one process works on or waits to repeat."""
+SETTLEMENT_CLASS = 8
+"""First half of the two-part advisory lock keys of settlements."""
+
+NO_TRACES: Mapping[UUID, str] = {}
+
+
+class BetCancelled(msgspec.Struct, frozen=True):
+    """What the settler reads of a BetCancelled event; `refund` in minor units, 0 if rounding left nothing."""
+
+    match_id: UUID
+    bet_id: UUID
+    user_id: Annotated[int, msgspec.Meta(ge=1, le=MAX_USER_ID)]
+    refund: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class PaymentRefused(LedgerError):
+    """The ledger refused an entry that a settlement needs. It never does; if it did, people have to look."""
+
+
+class SettlementTaken(LedgerError):
+    """Another settler moved this settlement on; this one leaves it."""
+
+
+async def pay(store: Store, entries: Sequence[Entry], traces: Mapping[UUID, str] = NO_TRACES) -> int:
+    """Post entries to the servers of their wallets, all servers at once; return how many were new.
+
+    The entries of one wallet keep their order and are posted by one transaction. `traces` has the traceparent
+    by bet. Raises LedgerError if any server could not do it; the others have done theirs by then, and
+    repeating all of it is harmless.
+    """
+    by_server: dict[int, dict[str, Posting]] = defaultdict(dict)
+    for entry in entries:
+        posting = Posting(
+            user_id=entry.user_id,
+            key=entry.key,
+            type=entry.type,
+            amount=entry.amount,
+            contra=entry.contra,
+            match_id=entry.match_id,
+            bet_id=entry.bet_id,
+            settlement_version=entry.settlement_version,
+            traceparent=traces.get(entry.bet_id),
+        )
+        by_server[store.server_of(entry.user_id)][entry.key] = posting
+
+    async def pay_server(server: int, postings: list[Posting]) -> int:
+        async with store.connection(server) as connection, asyncio.timeout(_timeout_s(store)):
+            rows = await post_entries(connection, store.sql["post"], CREATED_BY, postings)
+        for posting, row in zip(postings, rows, strict=True):
+            if row["status"] not in (Outcome.ACCEPTED, Outcome.REPLAYED):
+                raise PaymentRefused(f"{posting.key}: {row['status']}")
+        return sum(row["status"] == Outcome.ACCEPTED for row in rows)
+
+    results = await asyncio.gather(
+        *(pay_server(server, list(postings.values())) for server, postings in by_server.items()),
+        return_exceptions=True,
+    )
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return sum(result for result in results if isinstance(result, int))
+
+
+def _timeout_s(store: Store) -> float:
+    """Return how long to wait for a statement that the server should have ended itself."""
+    return store.config.statement_timeout_ms / 1000 + 1
+
+
+class Settlement:
+    """The settlement of one match, with the connection to its home server and the lock on it."""
+
+    def __init__(self, store: Store, match_id: UUID) -> None:
+        self._store = store
+        self._match_id = match_id
+        self._sql = load_sql("settler")
+        self._connection: asyncpg.Connection | None = None
+        self.bets = 0
+        self.entries = 0
+
+    async def run(self, page_orders: int = PAGE_ORDERS) -> bool:
+        """Settle the match to its end, from the page where the last settler stopped.
+
+        Returns False if there is nothing to do or another settler is at it. Raises LedgerError if a server
+        fails; what was done stays done.
+        """
+        self._connection = await self._store.connect(self._store.home_of(self._match_id))
+        try:
+            # The lock spares two settlers the double work; what keeps the money right are the entries' keys.
+            low = self._match_id.int & 0x7FFF_FFFF
+            if not (await self._fetch("try_lock", SETTLEMENT_CLASS, low))[0]["granted"]:
+                return False
+            rows = await self._fetch("settlement", self._match_id)
+            if not rows:
+                return False
+            version, position = rows[0]["settlement_version"], rows[0]["last_arrival"]
+            kind, outcome = SettlementKind(rows[0]["kind"]), rows[0]["result"]
+            while True:
+                page = await self._fetch("page", self._match_id, position, page_orders)
+                if not page:
+                    break
+                orders = [order_of(row) for row in page]
+                self.entries += await pay(self._store, self._entries(orders, kind, outcome, version))
+                reached = orders[-1].arrival
+                await self._move("mark_page", version, position, reached)
+                position = reached
+                self.bets += len(orders)
+            await self._move("finish", version, position)
+            return True
+        finally:
+            self._connection.terminate()
+
+    def _entries(self, orders: Sequence[Order], kind: SettlementKind, result: str | None, version: int) -> list[Entry]:
+        entries: list[Entry] = []
+        for order in orders:
+            # The refund of a cancelled bet has its own event, which may still be under way: a match is
+            # settled only when every bet of it is paid, so it is paid here if it is not yet.
+            entries += cancel_entries(order.user_id, order.match_id, order.bet_id, order.cancel_refund)
+            try:
+                entries += entries_of(order, kind, result, version, self._store.config.commission_bps)
+            except ValueError as error:
+                raise PaymentRefused(str(error)) from error
+        return entries
+
+    async def _move(self, query: str, *args: object) -> None:
+        if not await self._fetch(query, self._match_id, *args):
+            raise SettlementTaken(f"the settlement of {self._match_id} was moved on by another settler")
+
+    async def _fetch(self, query: str, *args: object) -> list[Any]:
+        assert self._connection is not None, "run() connects first"
+        try:
+            return await self._connection.fetch(self._sql[query], *args, timeout=_timeout_s(self._store))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise meaning_of(error) from error
+
+
+def cancelled_of(message: Message) -> BetCancelled:
+    """Read a BetCancelled message. Raises Poison if it makes no sense."""
+    try:
+        return msgspec.convert(message.payload, BetCancelled)
+    except msgspec.ValidationError as error:
+        raise Poison(message, f"not a cancelled bet: {error}") from error
+
+
+class Settler:
+    """Looks for running settlements on every server, and refunds cancelled bets as their events come."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._look = [asyncio.Event() for _ in store.config.servers]
+        self._slots = asyncio.Semaphore(SETTLEMENTS_AT_ONCE)
+        self._active: dict[UUID, asyncio.Task[None]] = {}
+
+    def lane_of(self, message: Message) -> int:
+        """Return the server of the wallet to refund, or a lane of its own for what refunds nobody."""
+        if message.event_type == EventType.BET_CANCELLED:
+            return self._store.server_of(int(message.payload["user_id"]))
+        return NO_EFFECT_LANE
+
+    async def handle(self, lane: int, messages: list[Message]) -> None:
+        """Refund the cancelled bets of one server, or wake the search for settlements.
+
+        Raises LedgerError if the server cannot do it now, and Poison for an event that makes no sense.
+        """
+        if lane == NO_EFFECT_LANE:
+            for message in messages:
+                if message.event_type == EventType.MATCH_SETTLED:
+                    self._wake(message)
+            return
+        entries: list[Entry] = []
+        traces: dict[UUID, str] = {}
+        for message in messages:
+            bet = cancelled_of(message)
+            entries += cancel_entries(bet.user_id, bet.match_id, bet.bet_id, bet.refund)
+            if message.traceparent is not None:
+                traces[bet.bet_id] = message.traceparent
+        await pay(self._store, entries, traces)
+
+    def _wake(self, message: Message) -> None:
+        try:
+            server = self._store.home_of(UUID(message.payload["match_id"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise Poison(message, f"no match in it: {error!r}") from error
+        self._look[server].set()
+
+    async def settle_all(self, stopping: asyncio.Event) -> None:
+        """Settle whatever is running on any server, until `stopping`."""
+        try:
+            await asyncio.gather(*(self._watch(server, stopping) for server in range(len(self._look))))
+        finally:
+            tasks = list(self._active.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, server: int, stopping: asyncio.Event) -> None:
+        """Start a task for every running settlement of a home server."""
+        look = self._look[server]
+        while not stopping.is_set():
+            look.clear()
+            room = min(SETTLEMENTS_AT_ONCE, ACTIVE_MAX - len(self._active))
+            if room > 0:
+                try:
+                    running = await self._running(server, room)
+                except LedgerError as error:
+                    log.warning("settlements of server %d cannot be read: %s", server, error)
+                    running = []
+                for match_id in running:
+                    self._active[match_id] = asyncio.create_task(self._settle(server, match_id, stopping))
+            await _first_of(look, stopping, timeout_s=LOOK_EVERY_S)
+
+    async def _running(self, server: int, limit: int) -> list[UUID]:
+        query = load_sql("settler")["running"]
+        async with self._store.connection(server) as connection:
+            rows = await connection.fetch(query, list(self._active), limit, timeout=_timeout_s(self._store))
+        return [row["match_id"] for row in rows]
+
+    async def _settle(self, server: int, match_id: UUID, stopping: asyncio.Event) -> None:
+        """Settle one match, however often that takes."""
+        pause_s = RETRY_FIRST_S
+        try:
+            while not stopping.is_set():
+                settlement = Settlement(self._store, match_id)
+                started = time.monotonic()
+                try:
+                    async with self._slots:
+                        done = await settlement.run()
+                except SettlementTaken as error:
+                    log.info("%s", error)
+                    return
+                except Exception as error:
+                    metrics.WORKER_ERRORS.labels(GROUP).inc()
+                    # What is not one of ours is a bug: it is logged in full, and holds up this match only.
+                    log.warning(
+                        "settlement of %s: %r; again in %.1f s",
+                        match_id,
+                        error,
+                        pause_s,
+                        exc_info=not isinstance(error, LedgerError),
+                    )
+                    await _first_of(stopping, timeout_s=pause_s)
+                    pause_s = min(2 * pause_s, RETRY_MAX_S)
+                    continue
+                if done:
+                    # There may be more than one look could take.
+                    self._look[server].set()
+                    log.info(
+                        "settled %s: %d bets, %d entries in %.2f s",
+                        match_id,
+                        settlement.bets,
+                        settlement.entries,
+                        time.monotonic() - started,
+                    )
+                return
+        finally:
+            del self._active[match_id]
+
+
+async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
+    """Return when one of the events is set, or after the time."""
+    waiters = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiters, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()
+
+
+async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Event) -> None:
+    """Settle and refund until `stopping`."""
+    store = Store(config, "ledger_settler")
+    settler = Settler(store)
+    consumer = Consumer(config, GROUP, TOPICS, name, settler.lane_of)
+    settling = asyncio.create_task(settler.settle_all(stopping))
+
+    async def ready() -> str | None:
+        return "settlements have stopped; see the log" if settling.done() else None
+
+    try:
+        await run_worker(port, lambda: consumer.run_once(settler.handle), ready, stopping)
+    finally:
+        await asyncio.wait([settling], timeout=STOP_WITHIN_S)
+        settling.cancel()
+        await consumer.close()
+        await store.close()

@@ -1,0 +1,210 @@
+"""The ledger of a real server defends itself: funds, keys, chain, immutability, shards, privileges."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from reference.commands import Contra, EntryType
+from reference.config import ServiceConfig
+from reference.store import Store
+from reference.uuid7 import uuid7
+from reference.writer import Posting, post_entries
+
+SERVER = 0
+
+
+@pytest.fixture
+async def store(service_config: ServiceConfig) -> AsyncIterator[Store]:
+    opened = Store(service_config, "ledger_api")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def api_role(store: Store) -> AsyncIterator[asyncpg.Connection]:
+    connection = await store.connect(SERVER)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def owner(superuser_dsn: list[str]) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(superuser_dsn[SERVER])
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def user_id() -> int:
+    """A fresh wallet of logical shard 0, which server 0 holds."""
+    return (uuid.uuid4().int % 10**12 + 1) * 100
+
+
+def _deposit(user_id: int, amount: int, key: str) -> Posting:
+    return Posting(user_id, key, EntryType.CREDIT, amount, Contra.EXTERNAL)
+
+
+def _withdraw(user_id: int, amount: int, key: str) -> Posting:
+    return Posting(user_id, key, EntryType.DEBIT, -amount, Contra.EXTERNAL)
+
+
+async def _post(connection: asyncpg.Connection, store: Store, *postings: Posting) -> list[tuple[str, int, int]]:
+    rows = await post_entries(connection, store.sql["post"], "API", postings)
+    return [(row["status"], row["entry_seq"], row["entry_balance"]) for row in rows]
+
+
+async def test_replayed_deposit_moves_nothing(api_role, store, user_id) -> None:
+    assert await _post(api_role, store, _deposit(user_id, 500, "d")) == [("ACCEPTED", 1, 500)]
+    assert await _post(api_role, store, _deposit(user_id, 500, "d")) == [("REPLAYED", None, None)]
+    row = await store.fetchrow(SERVER, "head", 0, user_id)
+    assert (row["balance"], row["seq"]) == (500, 1)
+
+
+async def test_a_wallet_never_goes_below_zero_and_the_refusal_is_final(api_role, store, user_id) -> None:
+    assert await _post(
+        api_role,
+        store,
+        _deposit(user_id, 100, "d"),
+        _withdraw(user_id, 60, "w1"),
+        _withdraw(user_id, 60, "w2"),
+        _withdraw(user_id, 40, "w3"),
+    ) == [("ACCEPTED", 1, 100), ("ACCEPTED", 2, 40), ("INSUFFICIENT_FUNDS", None, None), ("ACCEPTED", 3, 0)]
+    await _post(api_role, store, _deposit(user_id, 1000, "d2"))
+    assert await _post(api_role, store, _withdraw(user_id, 60, "w2")) == [("REPLAYED", None, None)]
+
+
+async def test_a_hundred_racing_withdrawals_take_only_what_is_there(store, user_id) -> None:
+    async with store.connection(SERVER) as connection:
+        await _post(connection, store, _deposit(user_id, 1000, "d"))
+
+    async def withdraw(number: int) -> str:
+        async with store.connection(SERVER) as connection:
+            ((status, _, _),) = await _post(connection, store, _withdraw(user_id, 30, f"w{number}"))
+            return status
+
+    statuses = await asyncio.gather(*(withdraw(number) for number in range(100)))
+    assert statuses.count("ACCEPTED") == 33
+    row = await store.fetchrow(SERVER, "head", 0, user_id)
+    assert (row["balance"], row["seq"]) == (10, 34)
+
+
+async def test_one_key_raced_on_many_connections_has_one_effect(store, user_id) -> None:
+    async def deposit() -> str:
+        async with store.connection(SERVER) as connection:
+            ((status, _, _),) = await _post(connection, store, _deposit(user_id, 5, "same"))
+            return status
+
+    statuses = await asyncio.gather(*(deposit() for _ in range(20)))
+    assert sorted(statuses) == ["ACCEPTED"] + ["REPLAYED"] * 19
+
+
+async def test_batches_over_the_same_wallets_in_opposite_order_do_not_deadlock(store) -> None:
+    users = [(uuid.uuid4().int % 10**12 + 1) * 100 for _ in range(40)]
+
+    async def batch(number: int) -> None:
+        order = users if number % 2 else users[::-1]
+        async with store.connection(SERVER) as connection:
+            await _post(connection, store, *(_deposit(user, 1, f"b{number}") for user in order))
+
+    await asyncio.gather(*(batch(number) for number in range(30)))
+    for user in users:
+        row = await store.fetchrow(SERVER, "head", 0, user)
+        assert (row["balance"], row["seq"]) == (30, 30)
+
+
+async def test_the_unique_key_refuses_what_slipped_past_the_check(api_role, store, user_id) -> None:
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await _post(api_role, store, _deposit(user_id, 5, "twice"), _deposit(user_id, 5, "twice"))
+    assert await store.fetchrow(SERVER, "head", 0, user_id) is None
+
+
+async def test_a_row_of_another_servers_shard_cannot_be_written(api_role, store, service_config) -> None:
+    foreign = service_config.routing.index(1) + 100
+    with pytest.raises(asyncpg.CheckViolationError, match="no partition"):
+        await _post(api_role, store, _deposit(foreign, 5, "stray"))
+
+
+async def test_a_row_under_a_wrong_shard_cannot_be_written(owner, user_id) -> None:
+    with pytest.raises(asyncpg.CheckViolationError, match="wallet_ledger_shard"):
+        await owner.execute(
+            """INSERT INTO wallet_ledger VALUES
+               (1, $1, 1, 'CREDIT', 5, 'EXTERNAL', NULL, NULL, NULL, 5, 'k', NULL, 'API', now())""",
+            user_id,
+        )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE wallet_ledger SET amount = amount + 1 WHERE shard = 0 AND user_id = $1",
+        "DELETE FROM wallet_ledger WHERE shard = 0 AND user_id = $1",
+    ],
+)
+async def test_not_even_the_owner_rewrites_an_entry(owner, api_role, store, user_id, statement) -> None:
+    await _post(api_role, store, _deposit(user_id, 5, "d"))
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="append-only"):
+        await owner.execute(statement, user_id)
+
+
+@pytest.mark.parametrize("table", ["wallet_ledger", "wallet_ledger_0"])
+async def test_the_ledger_cannot_be_truncated(owner, table) -> None:
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="append-only"):
+        await owner.execute(f"TRUNCATE {table}")
+
+
+@pytest.mark.parametrize(
+    ("role", "statement"),
+    [
+        ("ledger_api", "UPDATE wallet_ledger SET amount = 1"),
+        ("ledger_api", "INSERT INTO wallet_ledger SELECT * FROM wallet_ledger"),
+        ("ledger_api", "DELETE FROM events"),
+        ("ledger_relay", "UPDATE events SET payload = '{}'"),
+        ("ledger_projector", "INSERT INTO wallet_ledger SELECT * FROM wallet_ledger"),
+        ("ledger_matcher", "SELECT * FROM wallet_ledger"),
+        ("ledger_auditor", "INSERT INTO wallet_balance_projection VALUES (0, 100, 1, 1, now())"),
+    ],
+)
+async def test_a_role_can_do_only_its_own_work(service_config, role, statement) -> None:
+    connection = await Store(service_config, role).connect(SERVER)
+    try:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def test_a_payout_under_a_new_key_is_refused_by_the_business_key(owner, user_id) -> None:
+    bet, match = uuid7(), uuid7()
+    insert = """INSERT INTO wallet_ledger VALUES
+        (0, $1, $2, 'PAYOUT', 5, 'ESCROW', $3, $4, 1, $5, $6, NULL, 'Settler', now())"""
+    await owner.execute(insert, user_id, 1, match, bet, 5, "first")
+    with pytest.raises(asyncpg.UniqueViolationError, match="bet_id"):
+        await owner.execute(insert, user_id, 2, match, bet, 10, "second")
+
+
+async def test_an_entry_its_bet_and_its_event_are_written_together(owner, api_role, store, user_id) -> None:
+    match, bet = uuid7(), uuid7()
+    stake = Posting(
+        user_id,
+        "b",
+        EntryType.DEBIT,
+        -30,
+        Contra.ESCROW,
+        match_id=match,
+        bet_id=bet,
+        outcome="HOME",
+        side="BACK",
+        odds=250,
+        stake=30,
+    )
+    await _post(api_role, store, _deposit(user_id, 100, "d"), stake)
+    row = await owner.fetchrow("SELECT * FROM bets WHERE shard = 0 AND user_id = $1 AND bet_id = $2", user_id, bet)
+    assert (row["seq"], row["reserve"], row["match_id"]) == (2, 30, match)
+    events = await owner.fetch(
+        "SELECT event_type, payload->>'balance' AS balance FROM events WHERE partition_key = $1 ORDER BY id",
+        str(user_id),
+    )
+    assert [tuple(event) for event in events] == [("EntryPosted", "100"), ("BetCreated", "70")]

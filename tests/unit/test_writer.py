@@ -1,0 +1,133 @@
+"""The writer's decisions that need no database: batching, deadlines, comparison of commands under one key."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from reference.commands import Contra, EntryType
+from reference.config import ROLES, ServerConfig, ServiceConfig
+from reference.errors import DeadlineExceeded, QueueFull, ServerUnavailable
+from reference.relay import publishable
+from reference.store import Store
+from reference.writer import Posting, Writer, arguments, difference
+
+
+def _config(**changes: object) -> ServiceConfig:
+    fields: dict[str, object] = {
+        "servers": [ServerConfig("pg0", "127.0.0.1", 1)],
+        "routing": [0] * 100,
+        "passwords": dict.fromkeys(ROLES, "secret"),
+        "kafka_bootstrap": "127.0.0.1:2",
+        "redis_host": "127.0.0.1",
+        "redis_port": 3,
+    }
+    return ServiceConfig(**(fields | changes))
+
+
+def _posting(user_id: int = 1, key: str = "k") -> Posting:
+    return Posting(user_id, key, EntryType.CREDIT, 5, Contra.EXTERNAL)
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "field"),
+    [
+        ({"op": "deposit", "amount_minor": 5}, {"op": "deposit", "amount_minor": 5}, None),
+        ({"op": "deposit", "amount_minor": 5}, {"op": "deposit", "amount_minor": 6}, "amount_minor"),
+        ({"op": "deposit", "amount_minor": 5}, {"op": "withdraw", "amount_minor": 6}, "op"),
+        ({"op": "bet", "odds": 200}, {"op": "bet", "odds": 200, "stake_minor": 1}, "stake_minor"),
+    ],
+)
+def test_a_second_body_under_a_key_is_named_by_its_first_differing_field(asked, stored, field) -> None:
+    assert difference(json.dumps(asked).encode(), json.dumps(stored)) == field
+
+
+def test_one_batch_never_holds_a_key_twice_and_keeps_the_order() -> None:
+    async def scenario() -> list[list[str]]:
+        writer = Writer(Store(_config(), "ledger_api"), 0, "API")
+        waiting = [
+            asyncio.ensure_future(writer.post(_posting(user, key)))
+            for user, key in [(1, "a"), (1, "a"), (2, "a"), (1, "b"), (1, "a")]
+        ]
+        await asyncio.sleep(0)
+        batches = []
+        while batch := writer._take_batch():
+            batches.append([f"{item.posting.user_id}{item.posting.key}" for item in batch])
+        for future in waiting:
+            future.cancel()
+        return batches
+
+    assert asyncio.run(scenario()) == [["1a", "2a", "1b"], ["1a"], ["1a"]]
+
+
+def test_a_full_queue_refuses_before_anything_is_sent() -> None:
+    async def scenario() -> None:
+        writer = Writer(Store(_config(writer_queue=2), "ledger_api"), 0, "API")
+        waiting = [asyncio.ensure_future(writer.post(_posting(key=str(n)))) for n in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await writer.post(_posting(key="third"))
+        for future in waiting:
+            future.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_an_unreachable_server_refuses_at_once_and_definitely() -> None:
+    async def scenario() -> None:
+        writer = Writer(Store(_config(), "ledger_api"), 0, "API")
+        writer.start()
+        with pytest.raises(ServerUnavailable) as raised:
+            await writer.post(_posting())
+        assert raised.value.definite
+        await writer.stop()
+        with pytest.raises(ServerUnavailable):
+            await writer.post(_posting())
+
+    asyncio.run(scenario())
+
+
+def test_a_command_past_its_deadline_is_refused_while_the_database_hangs() -> None:
+    async def scenario() -> None:
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # accepts the connection and never answers, as a stopped process does
+            writer.close()
+
+        server = await asyncio.start_server(hang, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        config = _config(servers=[ServerConfig("pg0", "127.0.0.1", port)], command_deadline_ms=100)
+        writer = Writer(Store(config, "ledger_api"), 0, "API")
+        writer.start()
+        first = asyncio.ensure_future(writer.post(_posting(key="in the batch")))
+        await asyncio.sleep(0.05)
+        with pytest.raises(DeadlineExceeded):
+            await writer.post(_posting(key="in the queue"))
+        with pytest.raises(ServerUnavailable):
+            await first
+        await writer.stop()
+        server.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_arrays_of_the_posting_function_are_parallel() -> None:
+    created_by, *arrays = arguments("API", [_posting(1, "a"), _posting(2, "b")])
+    assert created_by == "API"
+    assert len(arrays) == 15
+    assert all(len(array) == 2 for array in arrays)
+    assert arrays[:2] == [[1, 2], ["a", "b"]]
+
+
+def test_a_row_behind_an_unacknowledged_row_of_its_key_is_not_marked() -> None:
+    rows = [{"id": n, "partition_key": key} for n, key in [(1, "a"), (2, "b"), (3, "a"), (4, "b"), (5, "c")]]
+    assert publishable(rows, [False, True, True, True, True]) == [2, 4, 5]
+
+
+def test_the_newest_event_of_a_wallet_decides_whatever_the_order() -> None:
+    from reference.projector import newest
+
+    events = [(1, 2, 20), (1, 3, 30), (2, 1, 10), (1, 2, 20)]
+    messages = [SimpleNamespace(payload={"user_id": u, "seq": s, "balance": b}) for u, s, b in events]
+    assert newest(messages) == {1: (3, 30), 2: (1, 10)}
+    assert newest(reversed(messages)) == {1: (3, 30), 2: (1, 10)}
