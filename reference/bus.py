@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -60,6 +61,8 @@ class Message:
     event_id: str
     event_type: str
     traceparent: str | None
+    committed_at_ms: int
+    """When the event's row was written, Unix milliseconds by the database's clock."""
     payload: dict[str, Any]
     raw: bytes
 
@@ -146,7 +149,10 @@ class _Partition:
 class _Lane:
     waiting: deque[Message] = field(default_factory=deque)
     retry_at: float = 0.0
+    size: int = 0
+    """Messages to try together; halved while they fail, so that one bad message is found in few steps."""
     attempts: int = 0
+    """Failures of the first message on its own."""
 
 
 class Consumer:
@@ -244,9 +250,8 @@ class Consumer:
             self._lanes[lane].waiting.append(message)
 
     async def _serve(self, number: int, lane: _Lane, handle: Callable[[int, list[Message]], Awaitable[None]]) -> int:
-        # After repeated failures of a whole batch its messages go one by one, so that one bad message is found.
-        size = self._batch if lane.attempts < POISON_ATTEMPTS else 1
-        messages = [lane.waiting[index] for index in range(min(size, len(lane.waiting)))]
+        lane.size = lane.size or self._batch
+        messages = [lane.waiting[index] for index in range(min(lane.size, len(lane.waiting)))]
         started = time.monotonic()
         try:
             await handle(number, messages)
@@ -257,12 +262,15 @@ class Consumer:
         except NotPosted as error:
             # The database answered with an error: it may be this message's fault.
             metrics.WORKER_ERRORS.labels(self.group).inc()
-            lane.attempts += 1
-            if len(messages) == 1 and lane.attempts > 2 * POISON_ATTEMPTS:
-                await self._bury(messages[0], str(error))
-                lane.waiting.popleft()
-                lane.attempts = POISON_ATTEMPTS
-                return 1
+            if len(messages) > 1:
+                lane.size = len(messages) // 2
+            else:
+                lane.attempts += 1
+                if lane.attempts > POISON_ATTEMPTS:
+                    await self._bury(messages[0], str(error))
+                    lane.waiting.popleft()
+                    lane.attempts = 0
+                    return 1
             lane.retry_at = time.monotonic() + RETRY_AFTER_S / 5
             log.warning("%s: lane %d: %s", self.group, number, error)
             return 0
@@ -274,6 +282,7 @@ class Consumer:
         metrics.WORKER_SECONDS.labels(self.group).observe(time.monotonic() - started)
         metrics.WORKER_JOBS.labels(self.group).inc(len(messages))
         lane.attempts = 0
+        lane.size = min(self._batch, lane.size * 2)
         for message in messages:
             # A rebalance in between may have taken messages of this lane away.
             if lane.waiting and lane.waiting[0] is message:
@@ -353,6 +362,7 @@ def _decode(record: KafkaMessage) -> Message:
         event_id=_text(headers["event-id"]),
         event_type=_text(headers["event-type"]),
         traceparent=_text(headers.get("traceparent")) or None,
+        committed_at_ms=int(datetime.fromisoformat(_text(headers["timestamp"])).timestamp() * 1000),
         payload=msgspec.json.decode(raw, type=dict[str, Any]),
         raw=raw,
     )
@@ -368,6 +378,7 @@ def _undecodable(record: KafkaMessage) -> Message:
         event_id="",
         event_type="",
         traceparent=None,
+        committed_at_ms=0,
         payload={},
         raw=value.encode() if isinstance(value, str) else value,
     )

@@ -1,10 +1,10 @@
 """The matcher: takes every bet that was paid for into its match's order book, exactly once.
 
-The order book lives in Postgres on the match's home server; what this process keeps in memory is a copy
-that counts only while `matches.book_version` says that nobody else changed the book. Bets of one home
-server are applied by one transaction under the row locks of their matches: orders, fills, progress of
-resting orders and outbox events commit together. A bet that is already in `orders` was delivered again and
-changes nothing, whichever process stored it.
+The order book lives in Postgres on the match's home server; what this process keeps in memory is a copy that counts
+only if it can be brought to the `matches.book_version` of the locked row, and only as long as the connection over
+which it was read. Bets of one home server are applied by one transaction under the row locks of their matches:
+orders, fills, progress of resting orders and outbox events commit together. A bet that is already in `orders` was
+delivered again and changes nothing, whichever process stored it.
 """
 
 import asyncio
@@ -12,19 +12,19 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from reference.bus import Consumer, Message, Poison
-from reference.commands import MAX_ODDS, MAX_USER_ID, MIN_ODDS, TOPIC_OF, EventType, MatchState, Side
+from reference.commands import MAX_AMOUNT_MINOR, MAX_ODDS, MAX_USER_ID, MIN_ODDS, TOPIC_OF, EventType, MatchState, Side
 from reference.config import ServiceConfig
 from reference.orderbook import Book, Fill, Order
 from reference.service import always_ready, run_worker
 from reference.sql import load_sql
-from reference.store import Store, columns
+from reference.store import Store, columns, meaning_of
 
 log = logging.getLogger("ledgerproof.matcher")
 
@@ -32,9 +32,11 @@ GROUP = "matcher"
 TOPICS = (TOPIC_OF[EventType.BET_CREATED],)
 CACHED_BOOKS_MAX = 1_000
 CACHED_ORDERS_MAX = 300_000
-"""Open orders in all cached books together, at roughly 600 bytes each."""
-
-_BIGINT_MAX = 2**63 - 1
+"""Open orders in all cached books of a server together, at roughly 600 bytes each."""
+REFRESH_VERSIONS_MAX = 100
+REFRESH_ORDERS_MAX = 10_000
+"""A cached book that is behind by more versions, or by as many changed orders, is read anew."""
+RESERVE_MAX = MAX_AMOUNT_MINOR * MAX_ODDS // 100
 
 
 class BetCreated(msgspec.Struct, frozen=True):
@@ -46,8 +48,8 @@ class BetCreated(msgspec.Struct, frozen=True):
     outcome: str
     side: Side
     odds: Annotated[int, msgspec.Meta(ge=MIN_ODDS, le=MAX_ODDS)]
-    stake: Annotated[int, msgspec.Meta(ge=1, le=_BIGINT_MAX)]
-    reserve: Annotated[int, msgspec.Meta(ge=1, le=_BIGINT_MAX)]
+    stake: Annotated[int, msgspec.Meta(ge=1, le=MAX_AMOUNT_MINOR)]
+    reserve: Annotated[int, msgspec.Meta(ge=1, le=RESERVE_MAX)]
 
 
 @dataclass(slots=True, frozen=True)
@@ -90,17 +92,16 @@ class BookCache:
     def __len__(self) -> int:
         return len(self._books)
 
-    def take(self, match_id: UUID, version: int) -> Book | None:
-        """Take the book out if it is the one of this version; any other version is dropped."""
+    def take(self, match_id: UUID) -> tuple[int, Book] | None:
+        """Take a book out, with the version it has; None if there is none."""
         cached = self._books.pop(match_id, None)
-        if cached is None:
-            return None
-        self._orders -= len(cached[1])
-        return cached[1] if cached[0] == version else None
+        if cached is not None:
+            self._orders -= len(cached[1])
+        return cached
 
     def put(self, version: int, book: Book) -> None:
         """Keep a book whose changes up to `version` are committed."""
-        self.take(book.match_id, version)
+        self.take(book.match_id)
         self._books[book.match_id] = (version, book)
         self._orders += len(book)
         while len(self._books) > self._books_max or self._orders > self._orders_max:
@@ -248,23 +249,53 @@ async def _lock(
         [arrival.bet.user_id for arrival in arrivals],
     )
     assert marks is not None, "a SELECT without FROM has one row"
-    matches: dict[UUID, _Match] = {}
-    fills_so_far: dict[UUID, int] = {}
-    for row in rows:
-        match_id = row["match_id"]
-        match = _Match(row["outcomes"], row["book_version"], row["arrivals"], None)
-        matches[match_id] = match
-        if row["state"] == MatchState.OPEN and marks["at"] < row["closes_at"]:
-            match.book = books.take(match_id, row["book_version"])
-            if match.book is None:
-                fills_so_far[match_id] = row["fills"]
-    if fills_so_far:
-        orders: dict[UUID, list[Order]] = {match_id: [] for match_id in fills_so_far}
-        for row in await connection.fetch(sql["open_orders"], list(orders)):
-            orders[row["match_id"]].append(order_of(row))
-        for match_id, waiting in orders.items():
-            matches[match_id].book = Book(match_id, fills_so_far[match_id], waiting)
+    taking = [row for row in rows if row["state"] == MatchState.OPEN and marks["at"] < row["closes_at"]]
+    current = await _current_books(connection, books, taking)
+    matches = {
+        row["match_id"]: _Match(row["outcomes"], row["book_version"], row["arrivals"], current.get(row["match_id"]))
+        for row in rows
+    }
     return matches, set(marks["stored"]), set(marks["cancelled"])
+
+
+async def _current_books(
+    connection: asyncpg.Connection, books: BookCache, rows: Sequence[asyncpg.Record]
+) -> dict[UUID, Book]:
+    """Return the books of locked rows of `matches`, from the cache where it can be brought up to date."""
+    sql = load_sql("matcher")
+    current: dict[UUID, Book] = {}
+    behind: dict[UUID, tuple[int, Book]] = {}
+    for row in rows:
+        version, book = books.take(row["match_id"]) or (-1, None)
+        if book is not None and version == row["book_version"]:
+            current[row["match_id"]] = book
+        elif book is not None and 0 < row["book_version"] - version <= REFRESH_VERSIONS_MAX:
+            behind[row["match_id"]] = (version, book)
+    if behind:
+        versions = [version for version, _ in behind.values()]
+        changed: dict[UUID, list[asyncpg.Record]] = {match_id: [] for match_id in behind}
+        for order in await connection.fetch(sql["changed_orders"], list(behind), versions, REFRESH_ORDERS_MAX):
+            changed[order["match_id"]].append(order)
+        for row in rows:
+            version, book = behind.get(row["match_id"], (0, None))
+            missed = changed.get(row["match_id"], [])
+            # Every version in between must be explained by an order that bears it. One that is not may be
+            # a change that another covered up, or one that left no mark: then the whole book is read.
+            explained = len({order["book_version"] for order in missed})
+            complete = explained == row["book_version"] - version and len(missed) < REFRESH_ORDERS_MAX
+            if book is not None and complete:
+                book.fill_count = row["fills"]
+                for order in missed:
+                    book.refresh(order_of(order))
+                current[row["match_id"]] = book
+    missing = {row["match_id"]: row["fills"] for row in rows if row["match_id"] not in current}
+    if missing:
+        orders: dict[UUID, list[Order]] = {match_id: [] for match_id in missing}
+        for order in await connection.fetch(sql["open_orders"], list(missing)):
+            orders[order["match_id"]].append(order_of(order))
+        for match_id, waiting in orders.items():
+            current[match_id] = Book(match_id, missing[match_id], waiting)
+    return current
 
 
 async def _write(connection: asyncpg.Connection, matches: dict[UUID, _Match], changes: _Changes) -> None:
@@ -272,11 +303,13 @@ async def _write(connection: asyncpg.Connection, matches: dict[UUID, _Match], ch
     if not changes.new:
         return
     sql = load_sql("matcher")
-    new = [_order_row(order, arrival) for order, arrival in changes.new.values()]
-    await connection.execute(sql["insert_orders"], *columns(new, 18))
+    for match in matches.values():
+        match.version += match.changed
+    new = [_order_row(order, arrival, matches[order.match_id].version) for order, arrival in changes.new.values()]
+    await connection.execute(sql["insert_orders"], *columns(new, 19))
     if changes.resting:
-        progress = [_progress_row(order) for order in changes.resting.values()]
-        await connection.execute(sql["update_orders"], *columns(progress, 6))
+        progress = [_progress_row(order, matches[order.match_id].version) for order in changes.resting.values()]
+        await connection.execute(sql["update_orders"], *columns(progress, 7))
     if changes.fills:
         fills = [_fill_row(fill) for fill in changes.fills]
         await connection.execute(sql["insert_fills"], *columns(fills, 11))
@@ -284,23 +317,21 @@ async def _write(connection: asyncpg.Connection, matches: dict[UUID, _Match], ch
         await connection.execute(sql["insert_events"], *columns(changes.events, 7))
     if changes.cancels_done:
         await connection.execute(sql["finish_cancels"], changes.cancels_done)
-    heads = []
-    for match_id, match in matches.items():
-        if match.changed:
-            match.version += 1
-            fill_count = None if match.book is None else match.book.fill_count
-            heads.append((match_id, match.version, match.arrivals, fill_count))
+    heads = [
+        (match_id, match.version, match.arrivals, None if match.book is None else match.book.fill_count)
+        for match_id, match in matches.items()
+        if match.changed
+    ]
     await connection.execute(sql["update_matches"], *columns(heads, 4))
 
 
 def order_of(row: asyncpg.Record) -> Order:
-    """Return the order of a row of `orders` whose columns are named as the fields of Order."""
-    fields: dict[str, Any] = dict(row)
-    fields["side"] = Side(fields["side"])
-    return Order(**fields)
+    """Return the order of a row whose first 16 columns are the fields of Order in their order."""
+    bet_id, match_id, user_id, outcome, side, *progress = row[:16]
+    return Order(bet_id, match_id, user_id, outcome, Side(side), *progress)
 
 
-def _order_row(order: Order, arrival: Arrival) -> tuple[object, ...]:
+def _order_row(order: Order, arrival: Arrival, book_version: int) -> tuple[object, ...]:
     return (
         order.bet_id,
         order.match_id,
@@ -320,10 +351,11 @@ def _order_row(order: Order, arrival: Arrival) -> tuple[object, ...]:
         order.cancel_refund,
         order.cancel_reason,
         arrival.event_id,
+        book_version,
     )
 
 
-def _progress_row(order: Order) -> tuple[object, ...]:
+def _progress_row(order: Order, book_version: int) -> tuple[object, ...]:
     return (
         order.bet_id,
         order.state.value,
@@ -331,6 +363,7 @@ def _progress_row(order: Order) -> tuple[object, ...]:
         order.matched_liability,
         order.winnings,
         order.liability_hundredths,
+        book_version,
     )
 
 
@@ -361,12 +394,24 @@ def arrival_of(message: Message) -> Arrival:
         raise Poison(message, f"not a bet: {error}") from error
 
 
+class _Home:
+    """The connection to one home server, and the books read over it.
+
+    They end together: behind a new connection may be a server that was restored or failed over, and its
+    versions may count other changes than those that the old books have seen.
+    """
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.books = BookCache()
+
+
 class Matcher:
     """Applies the bets of every home server, each server in its own lane."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._books = BookCache()
+        self._homes: dict[int, _Home] = {}
 
     def lane_of(self, message: Message) -> int:
         """Return the home server of the bet's match. Raises KeyError or ValueError if it names none."""
@@ -375,17 +420,36 @@ class Matcher:
     async def handle(self, server: int, messages: list[Message]) -> None:
         """Apply the bets of one home server; returns when they are committed.
 
-        Raises LedgerError if the server cannot do it now, and Poison for a bet that can never be applied:
-        the others of the batch are committed by then and count as delivered again.
+        Raises LedgerError if the server cannot do it now, and Poison for a bet that can never be applied: the
+        others of the batch are committed by then and come back as bets delivered again.
         """
         arrivals = [arrival_of(message) for message in messages]
-        timeout_s = self._store.config.statement_timeout_ms / 1000 + 1
-        async with self._store.connection(server) as connection:
-            result = await apply_orders(connection, self._books, arrivals, timeout_s)
+        home = self._homes.get(server)
+        if home is None or home.connection.is_closed():
+            home = self._homes[server] = _Home(await self._store.connect(server))
+        try:
+            timeout_s = self._store.config.statement_timeout_ms / 1000 + 1
+            result = await apply_orders(home.connection, home.books, arrivals, timeout_s)
+        except BaseException as error:
+            # The transaction may still be open, and whether it committed may be unknown.
+            self._drop(server)
+            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | TimeoutError):
+                raise meaning_of(error) from error
+            raise
         if result.unknown:
             bet, message = result.unknown[0].bet, result.unknown[0].message
             assert message is not None, "arrival_of keeps the message"
             raise Poison(message, f"no outcome {bet.outcome!r} in a match {bet.match_id}")
+
+    def close(self) -> None:
+        """Give up the connections; what is not committed is delivered again to somebody."""
+        for server in list(self._homes):
+            self._drop(server)
+
+    def _drop(self, server: int) -> None:
+        home = self._homes.pop(server, None)
+        if home is not None:
+            home.connection.terminate()
 
 
 async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Event) -> None:
@@ -397,4 +461,5 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
         await run_worker(port, lambda: consumer.run_once(matcher.handle), always_ready, stopping)
     finally:
         await consumer.close()
+        matcher.close()
         await store.close()

@@ -143,7 +143,10 @@ class Book:
         for order in orders:
             if order.remaining <= 0:
                 raise ValueError(f"bet {order.bet_id} is not open")
-            self._rest(order)
+            self._sides.setdefault((order.outcome, order.side), []).append(rank_of(order))
+            self._remember(order)
+        for resting in self._sides.values():
+            resting.sort()
 
     def __len__(self) -> int:
         return len(self._by_bet)
@@ -192,14 +195,31 @@ class Book:
         order = self._by_bet.get(bet_id)
         if order is None:
             return None
-        resting = self._sides[order.outcome, order.side]
-        del resting[bisect_left(resting, rank_of(order))]
-        self._forget(order)
+        self._withdraw(order)
         order.cancel_rest("REQUESTED")
         return order
 
+    def refresh(self, order: Order) -> None:
+        """Take over what somebody else did to an order, given as it is now: placed, traded or cancelled."""
+        known = self._by_bet.get(order.bet_id)
+        if known is not None and order.remaining:
+            # Odds and arrival never change, so neither does the place in the queue.
+            self._remember(order)
+        elif known is not None:
+            self._withdraw(known)
+        elif order.remaining:
+            self._rest(order)
+
     def _rest(self, order: Order) -> None:
         insort(self._sides.setdefault((order.outcome, order.side), []), rank_of(order))
+        self._remember(order)
+
+    def _withdraw(self, order: Order) -> None:
+        resting = self._sides[order.outcome, order.side]
+        del resting[bisect_left(resting, rank_of(order))]
+        self._forget(order)
+
+    def _remember(self, order: Order) -> None:
         self._at_arrival[order.arrival] = order
         self._by_bet[order.bet_id] = order
 

@@ -21,13 +21,18 @@ UNCACHED_MAX = 100_000
 """Balances remembered for Redis while it is down; beyond it they are left to expire there."""
 
 
-def newest(messages: Iterable[Message]) -> dict[int, tuple[int, int]]:
-    """Return for each wallet the (seq, balance) of its newest event."""
-    heads: dict[int, tuple[int, int]] = {}
+def newest(messages: Iterable[Message]) -> dict[int, Balance]:
+    """Return for each wallet the balance by its newest event.
+
+    `updated_at_ms` is when the entry was written, not when it got here: a reader must see how old the value is,
+    and a projection that is catching up would otherwise look fresh.
+    """
+    heads: dict[int, Balance] = {}
     for message in messages:
         user_id, seq = int(message.payload["user_id"]), int(message.payload["seq"])
-        if seq > heads.get(user_id, (0, 0))[0]:
-            heads[user_id] = (seq, int(message.payload["balance"]))
+        known = heads.get(user_id)
+        if known is None or seq > known.seq:
+            heads[user_id] = Balance(user_id, int(message.payload["balance"]), seq, message.committed_at_ms)
     return heads
 
 
@@ -50,10 +55,11 @@ class Projector:
             server,
             "project",
             list(heads),
-            [balance for _, balance in heads.values()],
-            [seq for seq, _ in heads.values()],
+            [head.balance for head in heads.values()],
+            [head.seq for head in heads.values()],
+            [head.updated_at_ms for head in heads.values()],
         )
-        changed = [Balance(row["user_id"], row["balance"], row["seq"], row["updated_at_ms"]) for row in rows]
+        changed = [heads[row["user_id"]] for row in rows]
         if not await self._cache.put(changed):
             for item in changed:
                 if len(self._uncached) < UNCACHED_MAX or item.user_id in self._uncached:

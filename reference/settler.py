@@ -24,7 +24,7 @@ from reference.bus import Consumer, Message, Poison
 from reference.commands import MAX_USER_ID, TOPIC_OF, EventType, Outcome
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
-from reference.matcher import order_of
+from reference.matcher import RESERVE_MAX, order_of
 from reference.orderbook import Order
 from reference.service import STOP_WITHIN_S, run_worker
 from reference.settlement import Entry, SettlementKind, cancel_entries, entries_of
@@ -59,7 +59,7 @@ class BetCancelled(msgspec.Struct, frozen=True):
     match_id: UUID
     bet_id: UUID
     user_id: Annotated[int, msgspec.Meta(ge=1, le=MAX_USER_ID)]
-    refund: Annotated[int, msgspec.Meta(ge=0)]
+    refund: Annotated[int, msgspec.Meta(ge=0, le=RESERVE_MAX)]
 
 
 class PaymentRefused(LedgerError):

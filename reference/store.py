@@ -34,6 +34,9 @@ def meaning_of(error: BaseException) -> LedgerError:
     """Translate a driver's exception raised by a statement that was sent into ours."""
     if isinstance(error, LedgerError):
         return error
+    if isinstance(error, asyncpg.DataError):
+        # The driver refused to encode an argument (an InterfaceError too): nothing was sent.
+        return NotPosted(f"{type(error).__name__}: {error}")
     if isinstance(error, _BROKEN):
         return UnknownOutcome(f"{type(error).__name__}: {error}")
     return NotPosted(f"{type(error).__name__}: {error}")

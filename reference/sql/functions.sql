@@ -258,7 +258,8 @@ BEGIN
         amount := CASE o.side WHEN 'BACK' THEN o.stake - o.matched_stake ELSE o.reserve - o.matched_liability END;
         UPDATE orders SET cancelled_stake = o.stake - o.matched_stake, cancel_refund = amount,
                           cancel_reason = 'REQUESTED',
-                          state = CASE WHEN o.matched_stake = 0 THEN 'CANCELLED' ELSE 'MATCHED' END
+                          state = CASE WHEN o.matched_stake = 0 THEN 'CANCELLED' ELSE 'MATCHED' END,
+                          book_version = (SELECT m.book_version + 1 FROM matches m WHERE m.match_id = p_match)
          WHERE orders.bet_id = p_bet;
         UPDATE matches SET book_version = book_version + 1 WHERE matches.match_id = p_match;
         INSERT INTO events (aggregate_type, aggregate_id, event_type, partition_key, payload, causality_chain)

@@ -20,25 +20,38 @@ SELECT clock_timestamp() AS at,
               WHERE c.waiting) AS cancelled
 
 -- name: open_orders
-SELECT bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, matched_stake,
-       matched_liability, winnings, liability_hundredths
+-- Here and below, the first 16 columns are the fields of orderbook.Order in their order.
+SELECT bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, matched_stake, matched_liability,
+       winnings, liability_hundredths, cancelled_stake, cancel_refund, cancel_reason
   FROM orders
  WHERE match_id = ANY ($1::uuid[]) AND state IN ('PENDING', 'PART_MATCHED')
+
+-- name: changed_orders
+-- Match by match and limited, so that the plan is a walk over the end of orders_changed however many orders there are.
+SELECT o.*
+  FROM unnest($1::uuid[], $2::bigint[]) AS known (match_id, book_version)
+ CROSS JOIN LATERAL (
+     SELECT bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, matched_stake, matched_liability,
+            winnings, liability_hundredths, cancelled_stake, cancel_refund, cancel_reason, book_version
+       FROM orders
+      WHERE orders.match_id = known.match_id AND orders.book_version > known.book_version
+      ORDER BY orders.match_id, orders.book_version
+      LIMIT $3) o
 
 -- name: insert_orders
 INSERT INTO orders (bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, state, matched_stake,
                     matched_liability, winnings, liability_hundredths, cancelled_stake, cancel_refund,
-                    cancel_reason, event_id)
+                    cancel_reason, event_id, book_version)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::integer[], $7::bigint[],
                      $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[],
-                     $14::bigint[], $15::bigint[], $16::bigint[], $17::text[], $18::uuid[])
+                     $14::bigint[], $15::bigint[], $16::bigint[], $17::text[], $18::uuid[], $19::bigint[])
 
 -- name: update_orders
 UPDATE orders o
    SET state = n.state, matched_stake = n.matched_stake, matched_liability = n.matched_liability,
-       winnings = n.winnings, liability_hundredths = n.liability_hundredths
-  FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-       AS n (bet_id, state, matched_stake, matched_liability, winnings, liability_hundredths)
+       winnings = n.winnings, liability_hundredths = n.liability_hundredths, book_version = n.book_version
+  FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+       AS n (bet_id, state, matched_stake, matched_liability, winnings, liability_hundredths, book_version)
  WHERE o.bet_id = n.bet_id
 
 -- name: insert_fills

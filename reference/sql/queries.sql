@@ -58,10 +58,10 @@ SELECT pg_try_advisory_lock($1, $2)
 
 -- name: project
 INSERT INTO wallet_balance_projection AS p (shard, user_id, balance, seq, updated_at)
-SELECT (n.user_id % 100)::smallint, n.user_id, n.balance, n.seq, clock_timestamp()
-  FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS n (user_id, balance, seq)
+SELECT (n.user_id % 100)::smallint, n.user_id, n.balance, n.seq, to_timestamp(n.updated_at_ms / 1000.0)
+  FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (user_id, balance, seq, updated_at_ms)
  ORDER BY n.user_id
     ON CONFLICT (shard, user_id) DO UPDATE
    SET balance = excluded.balance, seq = excluded.seq, updated_at = excluded.updated_at
  WHERE p.seq < excluded.seq
-RETURNING user_id, balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
+RETURNING user_id

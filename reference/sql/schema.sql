@@ -146,6 +146,8 @@ CREATE TABLE orders (
     cancelled_stake   bigint      NOT NULL DEFAULT 0,
     cancel_refund     bigint      NOT NULL DEFAULT 0,
     cancel_reason     text CHECK (cancel_reason IN ('REQUESTED', 'LATE')),
+    -- matches.book_version under which the matcher or a cancel last changed this row: what a cached book missed.
+    book_version      bigint      NOT NULL DEFAULT 0,
     event_id          uuid        NOT NULL,
     arrived_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (match_id, arrival),
@@ -154,6 +156,7 @@ CREATE TABLE orders (
         cancel_refund + CASE side WHEN 'BACK' THEN matched_stake ELSE matched_liability END <= reserve)
 );
 CREATE INDEX orders_open ON orders (match_id, arrival) WHERE state IN ('PENDING', 'PART_MATCHED');
+CREATE INDEX orders_changed ON orders (match_id, book_version);
 
 CREATE TABLE fills (
     match_id    uuid        NOT NULL REFERENCES matches,
@@ -197,8 +200,9 @@ CREATE TABLE settlements (
     finished_at        timestamptz,
     PRIMARY KEY (match_id, settlement_version)
 );
+CREATE INDEX settlements_running ON settlements (match_id) WHERE state = 'RUNNING';
 
--- The read model of the wallets this server holds.
+-- The read model of the wallets this server holds; updated_at is when the entry `seq` was written.
 CREATE TABLE wallet_balance_projection (
     shard      smallint    NOT NULL,
     user_id    bigint      NOT NULL,

@@ -14,6 +14,7 @@ SELECT pg_try_advisory_lock($1, $2) AS granted
 SELECT settlement_version, kind, result, last_arrival FROM settlements WHERE match_id = $1 AND state = 'RUNNING'
 
 -- name: page
+-- The columns are the fields of orderbook.Order in their order.
 SELECT bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, matched_stake, matched_liability,
        winnings, liability_hundredths, cancelled_stake, cancel_refund, cancel_reason
   FROM orders

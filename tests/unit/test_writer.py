@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from reference.cache import Balance
 from reference.commands import Contra, EntryType
 from reference.config import ROLES, ServerConfig, ServiceConfig
 from reference.errors import DeadlineExceeded, QueueFull, ServerUnavailable
+from reference.projector import newest
 from reference.relay import publishable
 from reference.store import Store
 from reference.writer import Posting, Writer, arguments, difference
@@ -125,9 +127,11 @@ def test_a_row_behind_an_unacknowledged_row_of_its_key_is_not_marked() -> None:
 
 
 def test_the_newest_event_of_a_wallet_decides_whatever_the_order() -> None:
-    from reference.projector import newest
-
     events = [(1, 2, 20), (1, 3, 30), (2, 1, 10), (1, 2, 20)]
-    messages = [SimpleNamespace(payload={"user_id": u, "seq": s, "balance": b}) for u, s, b in events]
-    assert newest(messages) == {1: (3, 30), 2: (1, 10)}
-    assert newest(reversed(messages)) == {1: (3, 30), 2: (1, 10)}
+    messages = [
+        SimpleNamespace(payload={"user_id": user, "seq": seq, "balance": balance}, committed_at_ms=seq * 7)
+        for user, seq, balance in events
+    ]
+    expected = {1: Balance(1, 30, 3, 21), 2: Balance(2, 10, 1, 7)}
+    assert newest(messages) == expected
+    assert newest(reversed(messages)) == expected

@@ -1,0 +1,64 @@
+# Every command of the project. `make` alone prints the menu.
+# ARGS="…" is passed on:      make prove ARGS="--seed 7 --duration 120"
+# PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
+
+.DEFAULT_GOAL := help
+.PHONY: help setup prove test check up down load chaos sim bench report clean lock
+MAKEFLAGS += --no-print-directory
+
+ARGS ?=
+PYTHON ?=
+export PYTHON
+BIN := .venv/bin
+
+help: ## Print this menu
+	@printf 'usage: make TARGET [ARGS="…"]\n\n'
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+prove: setup ## Start a real stack, load it, break it, check every entry, report
+	@$(BIN)/ledgerproof prove $(ARGS)
+
+test: check ## Run the checks and every test (real stack; a browser for the report)
+	$(BIN)/pytest --benchmark-disable $(ARGS)
+
+check: setup ## Lint, format, types and import directions; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+up: setup ## Start the stack and the service and leave them running
+	@$(BIN)/ledgerproof up $(ARGS)
+
+down: setup ## Stop what `make up` or a killed run left behind
+	@$(BIN)/ledgerproof down $(ARGS)
+
+load: setup ## The proof under load alone: no fault is injected
+	@$(BIN)/ledgerproof prove --faults none $(ARGS)
+
+chaos: setup ## The proof with the standard faults (kill a server, kill a worker, pause Redis)
+	@$(BIN)/ledgerproof prove --faults standard $(ARGS)
+
+sim: setup ## Predict capacity by simulation, for service times you type
+	@$(BIN)/ledgerproof sim $(ARGS)
+
+bench: setup ## Time the hot functions; see also tests/benchmarks/http_frameworks.py
+	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-time-unit=us \
+	    --benchmark-columns=min,median,iqr,rounds $(ARGS)
+
+report: setup ## Write the newest run's report again and say where it is
+	@$(BIN)/ledgerproof report $(ARGS)
+
+lock: setup ## Resolve requirements.lock anew (ARGS=--upgrade takes newer versions)
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+	    --quiet --output-file requirements.lock $(ARGS) > /dev/null
+	@tools/setup
+
+clean: ## Stop left-over stacks, remove .venv and caches; reports stay
+	@if [ -x $(BIN)/ledgerproof ]; then $(BIN)/ledgerproof down; fi
+	rm -rf .venv .ledgerproof .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: ## Make .venv ready (every target that needs it does this by itself)
+	@tools/setup

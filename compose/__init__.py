@@ -1,0 +1,1 @@
+"""The stack: real servers and service processes, started, broken, healed and removed by one controller."""

@@ -1,0 +1,77 @@
+"""The service under test: its configuration file, its installation and its processes."""
+
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compose import wire
+from compose.errors import NodeDied, SpecError
+from compose.processes import Errand
+from compose.state import NodeRecord, StackSpec
+from reference.config import CONFIG_VARIABLE, ROLES, ServiceConfig
+from reference.routing import even_routing
+
+STOP_SIGNAL = signal.SIGTERM
+INSTALL_TIMEOUT_S = 120.0
+PROJECT = Path(__file__).resolve().parent.parent
+"""The folder that `reference` is imported from, whatever the current folder is."""
+
+
+def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str) -> ServiceConfig:
+    """Return the configuration of a stack's service; SpecError if the settings do not fit."""
+    ports = {node.name: node.port for node in nodes}
+    fields: dict[str, Any] = {
+        "servers": [
+            {"name": node.name, "host": wire.HOST, "port": node.port} for node in nodes if node.kind == "postgres"
+        ],
+        "routing": even_routing(spec.servers),
+        "passwords": {role: secrets.token_hex(16) for role in ROLES},
+        "kafka_bootstrap": f"{wire.HOST}:{ports['kafka']}",
+        "redis_host": wire.HOST,
+        "redis_port": ports["redis"],
+        "redis_password": redis_password,
+        "default_partitions": spec.partitions,
+    }
+    try:
+        return msgspec.convert(fields | spec.settings, ServiceConfig)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"the service's settings are wrong: {error}") from error
+
+
+def write_configuration(path: Path, config: ServiceConfig) -> None:
+    """Write the configuration; it holds passwords, so only its owner may read it."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(config), indent=1))
+
+
+def environment(config_path: Path) -> dict[str, str]:
+    """Return what a process of the service needs in its environment besides what is there."""
+    inherited = os.environ.get("PYTHONPATH")
+    path = f"{PROJECT}{os.pathsep}{inherited}" if inherited else str(PROJECT)
+    return {CONFIG_VARIABLE: str(config_path), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def command(node: NodeRecord) -> list[str]:
+    """Return the command to start one process of the service."""
+    role = node.name.rstrip("0123456789")
+    return [sys.executable, "-m", "reference", role, "--name", node.name, "--port", str(node.port)]
+
+
+def install(superuser: str, password_file: Path, errand: Errand) -> None:
+    """Create roles, schema and topics; NodeDied if that fails. Safe to repeat."""
+    program = [sys.executable, "-m", "reference", "install"]
+    code = errand.run([*program, "--superuser", superuser, "--password-file", str(password_file)], INSTALL_TIMEOUT_S)
+    if code != 0:
+        raise NodeDied(f"installing the service ended with {code}")
+
+
+def check_ready(port: int, timeout_s: float) -> None:
+    """Raise wire.NoAnswer unless the process says it can do its work."""
+    status = wire.http_status(port, "/readyz", timeout_s)
+    if status != 200:
+        raise wire.NoAnswer(f"/readyz answers {status}", definite=True)

@@ -1,0 +1,170 @@
+"""What every check returns, and the folds that several of them share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+
+from invariants.run import Run
+
+MAX_WITNESSES: Final = 20
+"""Witnesses kept per code: enough to see a pattern, few enough to read."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One violation a reader can follow by hand: whose, where, and one sentence of proof."""
+
+    code: str
+    text: str
+    key: str | None = None
+    user: int | None = None
+    seq: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """How many violations a check found, and up to `MAX_WITNESSES` of them."""
+
+    count: int = 0
+    witnesses: list[Witness] = field(default_factory=list)
+
+    def __add__(self, other: "Found") -> "Found":
+        """Return both findings together."""
+        return Found(self.count + other.count, (self.witnesses + other.witnesses)[:MAX_WITNESSES])
+
+
+NOTHING: Final = Found()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One code and the function that specifies and finds it."""
+
+    code: str
+    name: str
+    find: Callable[[Run], Found]
+    rests_on_absence: bool
+    """True: its witnesses say that something is *not* there, so they prove nothing when the recording or the
+    snapshot itself has holes (V05, V06). False: what they show is there whatever else was lost."""
+
+
+def found(code: str, rows: pl.DataFrame, sentence: Callable[[Row], str]) -> Found:
+    """Return one violation per row; columns key, user and seq, where present, name the witness."""
+    if rows.is_empty():
+        return NOTHING
+    witnesses = [
+        Witness(code, sentence(row), key=row.get("key"), user=row.get("user"), seq=row.get("seq"))
+        for row in rows.head(MAX_WITNESSES).iter_rows(named=True)
+    ]
+    return Found(rows.height, witnesses)
+
+
+def as_keys(entries: pl.DataFrame) -> pl.DataFrame:
+    """Return ledger rows with the names that attempts use: user and key."""
+    return entries.rename({"user_id": "user", "idempotent_key": "key"})
+
+
+def highest_before(
+    rows: pl.DataFrame,
+    events: pl.DataFrame,
+    *,
+    by: list[str],
+    at: str,
+    moment: str,
+    value: str,
+) -> pl.DataFrame:
+    """Add to `rows` the column `highest`: the largest `value` of `events` of the same `by` strictly before.
+
+    `at` is the time column of `rows`, `moment` that of `events`, both in seconds. Null where there is none.
+    One sort of each side and a merge.
+    """
+    known = events.filter(pl.col(moment).is_finite()).sort(moment)
+    known = known.select(*by, pl.col(moment), pl.col(value).cum_max().over(by).alias("highest"))
+    return rows.sort(at).join_asof(
+        known,
+        left_on=at,
+        right_on=moment,
+        by=by,
+        strategy="backward",
+        allow_exact_matches=False,
+        check_sortedness=False,
+    )
+
+
+def acknowledged(run: Run) -> pl.DataFrame:
+    """Return the client's entries that were acknowledged: user, key, seq, begin_s, ack_s (seconds)."""
+    told = run.fates.filter((pl.col("family") == "ledger") & pl.col("ack_s").is_finite())
+    return (
+        as_keys(run.client_entries)
+        .select("user", "key", "seq")
+        .join(told.select("user", "key", "begin_s", "ack_s"), on=["user", "key"], how="inner")
+    )
+
+
+def seconds(value: float) -> str:
+    """Return a time of the run for a sentence."""
+    return f"{value:.3f} s"
+
+
+def bodies(attempts: pl.DataFrame) -> pl.DataFrame:
+    """Return the distinct requests of ledger keys, with the entry each asks for: type, contra, want_amount.
+
+    `want_amount` is null for bets: what a bet reserves is a rule of money (A28), not part of the request.
+    """
+    kind = pl.col("op")
+    return (
+        attempts.filter(pl.col("family") == "ledger")
+        .select("user", "key", "op", "match_id", "selection", "side", "odds", "amount", "cls")
+        .unique()
+        .with_columns(
+            pl.when(kind == "deposit").then(pl.lit("CREDIT")).otherwise(pl.lit("DEBIT")).alias("want_type"),
+            pl.when(kind == "bet").then(pl.lit("ESCROW")).otherwise(pl.lit("EXTERNAL")).alias("want_contra"),
+            pl.when(kind == "deposit")
+            .then(pl.col("amount"))
+            .when(kind == "withdraw")
+            .then(-pl.col("amount"))
+            .alias("want_amount"),
+        )
+    )
+
+
+def asked_for(run: Run, requests: pl.DataFrame) -> pl.DataFrame:
+    """Return the client's entries that have a request (`bodies`) under their key, with the column `fits`.
+
+    `fits`: some request of the key asks for exactly this entry. A bet is compared by the order in its bet
+    row; a bet entry without one is torn (A13) and counts as fitting here, so that one bug has one name.
+    """
+    bets = run.table("bets").select(
+        pl.col("user_id").alias("user"),
+        "bet_id",
+        pl.col("match_id").alias("bet_match"),
+        pl.col("outcome").alias("bet_outcome"),
+        pl.col("side").alias("bet_side"),
+        pl.col("odds").alias("bet_odds"),
+        pl.col("stake").alias("bet_stake"),
+    )
+    rows = as_keys(run.client_entries).select(
+        "user", "key", "seq", "type", "contra", pl.col("amount").alias("posted"), "bet_id"
+    )
+    rows = rows.join(bets.unique(["user", "bet_id"]), on=["user", "bet_id"], how="left")
+    both = rows.join(requests, on=["user", "key"], how="inner")
+    same_order = (
+        (pl.col("bet_match") == pl.col("match_id"))
+        & (pl.col("bet_outcome") == pl.col("selection"))
+        & (pl.col("bet_side") == pl.col("side"))
+        & (pl.col("bet_odds") == pl.col("odds"))
+        & (pl.col("bet_stake") == pl.col("amount"))
+    )
+    content = (
+        pl.when(pl.col("op") == "bet")
+        .then(pl.col("bet_stake").is_null() | same_order)
+        .otherwise(pl.col("posted") == pl.col("want_amount"))
+    )
+    fits = (pl.col("type") == pl.col("want_type")) & (pl.col("contra") == pl.col("want_contra")) & content
+    return both.group_by("user", "key", "seq", "posted", "type", maintain_order=True).agg(
+        fits.fill_null(False).any().alias("fits")
+    )

@@ -1,0 +1,357 @@
+"""A01–A05: what the clients were told about each key against what is stored under it."""
+
+import polars as pl
+
+from invariants.anomalies.common import Found, Row, as_keys, asked_for, bodies, found, seconds
+from invariants.fates import OTHER_BODY_STATUS, Fate, states_reached
+from invariants.history import FINAL_RETRY
+from invariants.run import Run
+
+_NAMES = ["family", "user", "key"]
+
+
+def _effects(run: Run) -> pl.DataFrame:
+    """Return the keys that had an effect: family, user, key, seq (of the entry; null elsewhere)."""
+    ledger = as_keys(run.client_entries).select(pl.lit("ledger").alias("family"), "user", "key", "seq")
+    nowhere = pl.lit(None, dtype=pl.Int64).alias("seq")
+    cancels = (
+        run.table("cancels")
+        .filter(pl.col("outcome") == "ACCEPTED")
+        .select(
+            pl.lit("cancel").alias("family"),
+            pl.col("user_id").alias("user"),
+            pl.col("idempotent_key").alias("key"),
+            nowhere,
+        )
+    )
+    return pl.concat([ledger, cancels, states_reached(run.final).with_columns(nowhere)])
+
+
+def a01_lost(run: Run) -> Found:
+    """A01 lost: a key was acknowledged and its effect is not there.
+
+    deposit, withdraw, bet: no entry with the user and key. cancel: no accepted cancel with them. Match
+    commands: the match never entered the state that was acknowledged.
+    """
+    told = run.fates.filter(pl.col("fate") == Fate.MUST.value)
+    lost = told.join(_effects(run).select(_NAMES).unique(), on=_NAMES, how="anti", nulls_equal=True)
+
+    def sentence(row: Row) -> str:
+        return (
+            f"{row['op']} of {row['amount']} was acknowledged at {seconds(row['ack_s'])}"
+            f" (key {row['key']}, user {row['user']}, seq {row['seq']}) and has no effect in the final state"
+        )
+
+    return found("A01", lost.sort("ack_s"), sentence)
+
+
+def a02_duplicate(run: Run) -> Found:
+    """A02 duplicate: more than one effect for a key, or for a business id.
+
+    Two entries of one user and key; two stakes, or two commissions of one version, for one bet. Two payouts
+    or refunds for one bet and version are A27, so that each bug has one name.
+    """
+    entries = as_keys(run.entries)
+    by_key = (
+        entries.filter(~pl.col("system"))
+        .group_by("user", "key")
+        .agg(pl.len().alias("times"), pl.col("seq").max(), pl.col("seq").sort().alias("seqs"))
+        .filter(pl.col("times") > 1)
+    )
+    kind = pl.col("contra").is_in(["ESCROW", "HOUSE"]) & (pl.col("type") == "DEBIT")
+    by_bet = (
+        entries.filter(kind & pl.col("bet_id").is_not_null())
+        .group_by("bet_id", "contra", "settlement_version")
+        .agg(
+            pl.len().alias("times"),
+            pl.col("key").n_unique().alias("keys"),
+            pl.col("user").first(),
+            pl.col("seq").max(),
+            pl.col("seq").sort().alias("seqs"),
+            pl.col("key").last(),
+        )
+        # A stake posted twice under one key was counted above.
+        .filter((pl.col("times") > 1) & ((pl.col("keys") > 1) | (pl.col("contra") == "HOUSE")))
+    )
+    first = found(
+        "A02",
+        by_key.sort("user", "seq"),
+        lambda row: f"key {row['key']} of user {row['user']} has {row['times']} entries: seqs {row['seqs']}",
+    )
+    second = found(
+        "A02",
+        by_bet.sort("user", "seq"),
+        lambda row: (
+            f"bet {row['bet_id']} has {row['times']} debits against {row['contra']}"
+            f" (version {row['settlement_version']}): seqs {row['seqs']} of user {row['user']}"
+        ),
+    )
+    return first + second
+
+
+def a03_phantom(run: Run) -> Found:
+    """A03 phantom: an effect that nobody attempted, or that differs from every attempt of its key.
+
+    A client's entry must have an attempt of the same user and key that asks for this type, account and
+    amount (for bets: the order in its bet row). An entry of the service's own (key `ledger:…`) must belong to
+    a known bet of this wallet and match, and its version must exist: 0 for a cancelled or late order, else a
+    settlement of the match. A settlement or void must have been asked for, with this result.
+    """
+    attempts = run.attempts.filter(pl.col("family") == "ledger").select("user", "key").unique()
+    entries = as_keys(run.client_entries)
+    unasked = entries.join(attempts, on=["user", "key"], how="anti")
+    nobody = found(
+        "A03",
+        unasked,
+        lambda row: (
+            f"entry seq {row['seq']} of user {row['user']} ({row['type']} {row['amount']}) has key"
+            f" {row['key']}, which no client ever sent for this wallet"
+        ),
+    )
+    differing = asked_for(run, bodies(run.attempts)).filter(~pl.col("fits"))
+    other = found(
+        "A03",
+        differing,
+        lambda row: (
+            f"entry seq {row['seq']} of user {row['user']} is {row['type']} {row['posted']}, which no attempt"
+            f" of key {row['key']} asked for"
+        ),
+    )
+    return nobody + other + _unfounded_system_entries(run) + _unasked_settlements(run)
+
+
+def _unfounded_system_entries(run: Run) -> Found:
+    entries = as_keys(run.system_entries)
+    parts = pl.col("key").str.splitn(":", 4)
+    entries = entries.with_columns(
+        parts.struct.field("field_1").alias("kind"),
+        parts.struct.field("field_2").alias("named_bet"),
+        parts.struct.field("field_3").cast(pl.Int64, strict=False).alias("named_version"),
+    )
+    bets = run.table("bets").select(pl.col("user_id").alias("user"), "bet_id", pl.col("match_id").alias("bet_match"))
+    cancelled = run.table("orders").filter(pl.col("cancelled_stake") > 0).select("bet_id", cancelled=True)
+    versions = run.table("settlements").select(
+        "match_id", pl.col("settlement_version").alias("named_version"), settled=True
+    )
+    rows = (
+        entries.join(bets.unique(["user", "bet_id"]), on=["user", "bet_id"], how="left")
+        .join(cancelled.unique(), on="bet_id", how="left")
+        .join(versions.unique(), on=["match_id", "named_version"], how="left")
+    )
+    shape = (
+        pl.when(pl.col("kind") == "REFUND")
+        .then((pl.col("type") == "REFUND") & (pl.col("contra") == "ESCROW"))
+        .when(pl.col("kind") == "PAYOUT")
+        .then((pl.col("type") == "PAYOUT") & (pl.col("contra") == "ESCROW"))
+        .when(pl.col("kind") == "COMMISSION")
+        .then((pl.col("type") == "DEBIT") & (pl.col("contra") == "HOUSE"))
+        .otherwise(pl.lit(False))
+    )
+    founded = (
+        shape
+        & (pl.col("named_bet") == pl.col("bet_id"))
+        & (pl.col("named_version") == pl.col("settlement_version"))
+        & (pl.col("bet_match") == pl.col("match_id"))
+        & pl.when(pl.col("named_version") == 0)
+        .then((pl.col("kind") == "REFUND") & pl.col("cancelled").fill_null(False))
+        .otherwise(pl.col("settled").fill_null(False))
+    )
+    return found(
+        "A03",
+        rows.filter(~founded.fill_null(False)),
+        lambda row: (
+            f"system entry seq {row['seq']} of user {row['user']} ({row['type']} {row['amount']}, key"
+            f" {row['key']}) belongs to no cancelled order or settlement of a bet of this wallet"
+        ),
+    )
+
+
+def _unasked_settlements(run: Run) -> Found:
+    kind = pl.when(pl.col("op") == "void_match").then(pl.lit("VOID")).otherwise(pl.lit("SETTLE"))
+    tried = run.attempts.filter(pl.col("op").is_in(["settle_match", "void_match"])).select(
+        "match_id", "cls", kind.alias("kind"), pl.col("selection").alias("asked_result")
+    )
+    rows = run.table("settlements").join(tried, on=["match_id", "kind"], how="left")
+    # Where every attempt failed the settlement is A04's, so a failed attempt is enough to have asked here.
+    asked = pl.col("cls").is_not_null() & (
+        pl.col("asked_result").is_null() | pl.col("asked_result").eq_missing(pl.col("result"))
+    )
+    grouped = rows.group_by("match_id", "settlement_version", "kind", "result").agg(asked.any().alias("asked"))
+    return found(
+        "A03",
+        grouped.filter(~pl.col("asked")).sort("match_id"),
+        lambda row: (
+            f"match {row['match_id']} has {row['kind']} {row['result'] or ''} version"
+            f" {row['settlement_version']}, which no client asked for"
+        ),
+    )
+
+
+def a04_failed_but_applied(run: Run) -> Found:
+    """A04 failed but applied: every attempt of a key was refused or certainly not done, and its effect exists.
+
+    This also checks the claim `x-admitted: 0` and a refused connection make. Closing is left out for matches:
+    they close by themselves at their time.
+    """
+    denied = run.fates.filter((pl.col("fate") == Fate.MUST_NOT.value) & (pl.col("op") != "close_match"))
+    applied = denied.drop("seq").join(
+        _effects(run).unique(_NAMES, keep="first"), on=_NAMES, how="inner", nulls_equal=True
+    )
+    return found(
+        "A04",
+        applied.sort("begin_s"),
+        lambda row: (
+            f"{row['op']} of {row['amount']} (key {row['key']}, user {row['user']}) was answered only with"
+            f" failures ({row['refusals']} stored refusals in {row['tries']} tries), yet it was applied"
+            f" (seq {row['seq']})"
+        ),
+    )
+
+
+def a05_replay_diverges(run: Run) -> Found:
+    """A05 replay diverges: two answers for one key contradict each other, or the key's entry.
+
+    - two acknowledgements with another seq, balance or bet id, or with two bodies;
+    - an acknowledgement and a stored refusal, or two refusals with different reasons;
+    - more than one acknowledgement that claims to be the original (`replayed` false), or a final retry of a
+      key the first snapshot already holds that does;
+    - an acknowledgement whose seq or balance is not that of the key's entry, or whose body is not the one
+      that was applied;
+    - a 409 (other body) although no other body was ever sent under the key.
+    """
+    return (
+        _answers_differ(run)
+        + _answer_is_not_the_entry(run)
+        + _applied_another_body(run)
+        + _original_claimed_late(run)
+        + _wrongly_called_another_body(run)
+    )
+
+
+def _answers_differ(run: Run) -> Found:
+    ok = pl.col("cls") == "ok"
+
+    def several(name: str) -> pl.Expr:
+        return pl.col(name).filter(ok).drop_nulls().n_unique() > 1
+
+    reasons = pl.col("outcome").filter(pl.col("refused")).drop_nulls().n_unique()
+    answers = run.attempts.filter(pl.col("family").is_in(["ledger", "cancel"]) & (ok | pl.col("refused")))
+    repeated = answers.filter(pl.struct("family", "user", "key").is_duplicated())
+    grouped = repeated.group_by("family", "user", "key", maintain_order=True).agg(
+        pl.col("seq").filter(ok).first(),
+        pl.col("seq").filter(ok).drop_nulls().unique().alias("seqs"),
+        (several("seq") | several("balance") | several("answer_bet_id")).alias("values"),
+        several("body").alias("bodies"),
+        (ok.any() & pl.col("refused").any()).alias("both"),
+        (reasons > 1).alias("reasons"),
+        ((ok & pl.col("replayed").eq_missing(False)).sum() > 1).alias("originals"),
+    )
+    flags = ("values", "bodies", "both", "reasons", "originals")
+    why = {
+        "values": "two acknowledgements with different values",
+        "bodies": "acknowledgements of two different bodies",
+        "both": "an acknowledgement and a stored refusal",
+        "reasons": "refusals with different reasons",
+        "originals": "two acknowledgements that both claim to be the first",
+    }
+    return found(
+        "A05",
+        grouped.filter(pl.any_horizontal(flags)),
+        lambda row: (
+            f"key {row['key']} of user {row['user']} was given "
+            + " and ".join(why[flag] for flag in flags if row[flag])
+            + f" (seqs {sorted(row['seqs'])})"
+        ),
+    )
+
+
+def _answer_is_not_the_entry(run: Run) -> Found:
+    entries = as_keys(run.client_entries).unique(["user", "key"], keep="none")
+    told = run.attempts.filter((pl.col("family") == "ledger") & (pl.col("cls") == "ok"))
+    told = told.select("user", "key", pl.col("seq").alias("told_seq"), pl.col("balance").alias("told_balance"))
+    rows = told.unique().join(entries, on=["user", "key"], how="inner")
+    wrong = (pl.col("told_seq") != pl.col("seq")) | (pl.col("told_balance") != pl.col("balance_snapshot"))
+    ledger = found(
+        "A05",
+        rows.filter(wrong.fill_null(False)).sort("user", "seq"),
+        lambda row: (
+            f"key {row['key']} of user {row['user']} was acknowledged with seq {row['told_seq']} and balance"
+            f" {row['told_balance']}; its entry is seq {row['seq']} with balance {row['balance_snapshot']}"
+        ),
+    )
+    # A cancel that was acknowledged has an accepted row; a row with another outcome is another answer.
+    cancels = run.table("cancels").select(
+        pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"), "outcome", "bet_id"
+    )
+    told_cancels = run.fates.filter((pl.col("family") == "cancel") & (pl.col("fate") == Fate.MUST.value))
+    pairs = told_cancels.select("user", "key", pl.col("bet_id").alias("told_bet")).join(
+        cancels, on=["user", "key"], how="inner"
+    )
+    return ledger + found(
+        "A05",
+        pairs.filter(pl.col("told_bet") != pl.col("bet_id")),
+        lambda row: (
+            f"cancel key {row['key']} of user {row['user']} was acknowledged for bet {row['told_bet']} and is"
+            f" stored for bet {row['bet_id']}"
+        ),
+    )
+
+
+def _applied_another_body(run: Run) -> Found:
+    # Only a key that was sent more than once can have had two bodies.
+    several = run.fates.filter((pl.col("family") == "ledger") & (pl.col("tries") > 1))
+    every = bodies(run.attempts.join(several, on=["user", "key"], how="semi"))
+    told = asked_for(run, every.filter(pl.col("cls") == "ok")).filter(~pl.col("fits"))
+    # An entry that no attempt at all asked for is a phantom (A03), not a mix-up of two bodies.
+    mixed = told.join(
+        asked_for(run, every).filter(pl.col("fits")).select("user", "key", "seq"),
+        on=["user", "key", "seq"],
+        how="semi",
+    )
+    return found(
+        "A05",
+        mixed,
+        lambda row: (
+            f"key {row['key']} of user {row['user']} was applied with a body ({row['type']} {row['posted']},"
+            f" seq {row['seq']}) other than the one that was acknowledged"
+        ),
+    )
+
+
+def _original_claimed_late(run: Run) -> Found:
+    if run.second is None:
+        return Found()
+    held = as_keys(run.first.table("ledger")).select("user", "key", "seq")
+    retried = run.attempts.filter(
+        (pl.col("tag") == FINAL_RETRY)
+        & (pl.col("family") == "ledger")
+        & (pl.col("cls") == "ok")
+        & pl.col("replayed").eq_missing(False)
+    )
+    return found(
+        "A05",
+        retried.drop("seq").join(held, on=["user", "key"], how="inner"),
+        lambda row: (
+            f"key {row['key']} of user {row['user']} was already applied (seq {row['seq']}), yet its retry at"
+            f" {seconds(row['t_invoke'])} was answered as if it were the first"
+        ),
+    )
+
+
+def _wrongly_called_another_body(run: Run) -> Found:
+    commands = run.attempts.filter(pl.col("family").is_in(["ledger", "cancel"]))
+    accused = commands.filter(pl.col("status") == OTHER_BODY_STATUS)
+    if accused.is_empty():
+        return Found()
+    others = commands.select(*_NAMES, pl.col("body").alias("other"), pl.col("t_invoke").alias("other_began_s")).unique()
+    explained = accused.join(others, on=_NAMES, how="inner").filter(
+        (pl.col("other") != pl.col("body")) & (pl.col("other_began_s") < pl.col("t_return"))
+    )
+    return found(
+        "A05",
+        accused.join(explained.select("attempt").unique(), on="attempt", how="anti"),
+        lambda row: (
+            f"{row['op']} with key {row['key']} of user {row['user']} was refused as another body at"
+            f" {seconds(row['t_return'])}, but no other body was ever sent under that key"
+        ),
+    )

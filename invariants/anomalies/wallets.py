@@ -1,0 +1,233 @@
+"""A06, A07, A09, A10, A12, A30, A31, A33: the ledger replayed against itself."""
+
+import polars as pl
+
+from invariants.anomalies.common import NOTHING, Found, as_keys, found
+from invariants.run import Run
+from reference.routing import SHARDS
+
+_SETTLED_STATES = ("SETTLED", "VOID")
+
+
+def a06_overdraft(run: Run) -> Found:
+    """A06 overdraft: a client's debit at whose row the replayed sum of the amounts falls below zero."""
+    rows = as_keys(run.client_entries).filter((pl.col("amount") < 0) & (pl.col("replayed_balance") < 0))
+    return found(
+        "A06",
+        rows,
+        lambda row: (
+            f"seq {row['seq']} of user {row['user']} takes {-row['amount']} (key {row['key']}) from a wallet"
+            f" that held {row['replayed_balance'] - row['amount']}"
+        ),
+    )
+
+
+def a07_negative(run: Run) -> Found:
+    """A07 negative: a balance below zero after any entry, as stored or as replayed."""
+    rows = as_keys(run.entries).filter((pl.col("balance_snapshot") < 0) | (pl.col("replayed_balance") < 0))
+    return found(
+        "A07",
+        rows,
+        lambda row: (
+            f"after seq {row['seq']} user {row['user']} has {row['balance_snapshot']}"
+            f" (replayed {row['replayed_balance']}), key {row['key']}"
+        ),
+    )
+
+
+def a09_broken_chain(run: Run) -> Found:
+    """A09 broken chain: balance_snapshot ≠ the previous row's balance_snapshot + amount (0 before seq 1).
+
+    Judged between rows with consecutive seqs; a gap or a repeat is A10.
+    """
+    rows = as_keys(run.entries).filter(
+        (pl.col("seq") == pl.col("before_seq") + 1)
+        & (pl.col("balance_snapshot") != pl.col("before_balance") + pl.col("amount"))
+    )
+    return found(
+        "A09",
+        rows,
+        lambda row: (
+            f"seq {row['seq']} of user {row['user']} says {row['balance_snapshot']}, but the row before it says"
+            f" {row['before_balance']} and it moves {row['amount']} (key {row['key']})"
+        ),
+    )
+
+
+def a10_seq(run: Run) -> Found:
+    """A10 seq: the seqs of a wallet are not 1, 2, 3, … without gap or repeat."""
+    rows = as_keys(run.entries).filter(pl.col("seq") != pl.col("before_seq") + 1)
+    return found(
+        "A10",
+        rows,
+        lambda row: f"user {row['user']} has seq {row['seq']} after seq {row['before_seq']} (key {row['key']})",
+    )
+
+
+def a12_money(run: Run) -> Found:
+    """A12 money: not conserved at the snapshot.
+
+    - Over all servers: Σ of each wallet's last balance_snapshot + house + escrow ≠ what came from outside,
+      where house, escrow and outside are sums over the entries' contra accounts.
+    - Per match that is neither settled nor void: escrow ≠ Σ reserves of its bets − Σ refunds of cancelled
+      orders. For any match: escrow below zero. (Escrow left in a settled or void match is A30.)
+    """
+    entries = run.entries
+    last = entries.filter(pl.col("user_id").ne_missing(pl.col("user_id").shift(-1)))
+    held = int(last["balance_snapshot"].sum())
+    contra = {
+        str(name): -int(total) for name, total in entries.group_by("contra").agg(pl.col("amount").sum()).iter_rows()
+    }
+    house, escrow, outside = (contra.get(name, 0) for name in ("HOUSE", "ESCROW", "EXTERNAL"))
+    total = pl.DataFrame({"off": [held + house + escrow + outside]}).filter(pl.col("off") != 0)
+    whole = found(
+        "A12",
+        total,
+        lambda row: (
+            f"wallets hold {held}, house {house}, escrow {escrow}: together {held + house + escrow}, but"
+            f" {-outside} came from outside ({row['off']:+d})"
+        ),
+    )
+    return whole + _escrow_of_matches(run)
+
+
+def _escrow(run: Run) -> pl.DataFrame:
+    """Return match_id, escrow (minor units) of every match that ever had an escrow entry."""
+    return (
+        run.entries.filter(pl.col("contra") == "ESCROW")
+        .group_by("match_id")
+        .agg((-pl.col("amount").sum()).alias("escrow"))
+    )
+
+
+def _final_matches(run: Run) -> pl.DataFrame:
+    """Return match_id, kind of every match that is settled or void, by its state or a finished settlement."""
+    by_state = run.table("matches").filter(pl.col("state").is_in(_SETTLED_STATES)).select("match_id")
+    by_row = run.table("settlements").filter(pl.col("state") == "DONE").select("match_id")
+    return pl.concat([by_state, by_row]).unique()
+
+
+def _escrow_of_matches(run: Run) -> Found:
+    reserved = run.table("bets").group_by("match_id").agg(pl.col("reserve").sum().alias("reserved"))
+    returned = run.table("orders").group_by("match_id").agg(pl.col("cancel_refund").sum().alias("returned"))
+    rows = (
+        _escrow(run)
+        .join(reserved, on="match_id", how="full", coalesce=True)
+        .join(returned, on="match_id", how="left")
+        .with_columns(pl.col("escrow", "reserved", "returned").fill_null(0))
+    )
+    running = run.table("settlements").select("match_id").unique()
+    final = _final_matches(run)
+    still_open = rows.join(final, on="match_id", how="anti").join(running, on="match_id", how="anti")
+    differs = still_open.filter(pl.col("escrow") != pl.col("reserved") - pl.col("returned"))
+    negative = rows.filter(pl.col("escrow") < 0).join(differs, on="match_id", how="anti")
+    negative = negative.join(final, on="match_id", how="anti")
+    first = found(
+        "A12",
+        differs.sort("match_id"),
+        lambda row: (
+            f"match {row['match_id']} holds {row['escrow']} in escrow; its bets reserved {row['reserved']}"
+            f" and cancelled orders got back {row['returned']}"
+        ),
+    )
+    return first + found(
+        "A12",
+        negative.sort("match_id"),
+        lambda row: f"match {row['match_id']} paid {-row['escrow']} more out of its escrow than came in",
+    )
+
+
+def a30_escrow_leak(run: Run) -> Found:
+    """A30 escrow leak: the escrow of a settled or void match is not zero after the drain, over all servers."""
+    rows = _escrow(run).join(_final_matches(run), on="match_id", how="semi").filter(pl.col("escrow") != 0)
+    return found(
+        "A30",
+        rows.sort("match_id"),
+        lambda row: f"match {row['match_id']} is final and its escrow still holds {row['escrow']}",
+    )
+
+
+def a31_wrong_shard(run: Run) -> Found:
+    """A31 wrong shard: rows of one wallet or match on two servers, or not on the server the routing names.
+
+    Ledger, bets, refusals and projection by user_id % 100; matches, orders and fills by the hash of the match
+    id. A stored `shard` that is not user_id % 100 counts too.
+    """
+    routes = pl.DataFrame(
+        {"right_shard": list(run.server_of_shard), "right_server": list(run.server_of_shard.values())},
+        schema={"right_shard": pl.Int64, "right_server": pl.String},
+    )
+    total = NOTHING
+    for name in ("ledger", "bets", "refusals", "projection"):
+        places = (
+            run.table(name).group_by("server", "shard", pl.col("user_id").alias("user")).agg(pl.len().alias("rows"))
+        )
+        rows = places.with_columns((pl.col("user") % SHARDS).alias("right_shard")).join(
+            routes, on="right_shard", how="left"
+        )
+        wrong = rows.filter(
+            pl.col("server").ne_missing(pl.col("right_server")) | (pl.col("shard") != pl.col("right_shard"))
+        )
+        total += found(
+            "A31",
+            wrong.sort("user", "server"),
+            lambda row, table=name: (  # type: ignore[misc]
+                f"{row['rows']} rows of user {row['user']} in {table} are on {row['server']} shard"
+                f" {row['shard']}; they belong on {row['right_server']} shard {row['right_shard']}"
+            ),
+        )
+    for name in ("matches", "orders", "fills"):
+        places = run.table(name).group_by("server", "match_id").agg(pl.len().alias("rows"))
+        ids = places["match_id"].unique().to_list()
+        homes = pl.DataFrame(
+            {"match_id": ids, "home": [run.home_of_match(match_id) for match_id in ids]},
+            schema={"match_id": pl.String, "home": pl.String},
+        )
+        wrong = places.join(homes, on="match_id").filter(pl.col("server") != pl.col("home"))
+        total += found(
+            "A31",
+            wrong.sort("match_id", "server"),
+            lambda row, table=name: (  # type: ignore[misc]
+                f"{row['rows']} rows of match {row['match_id']} in {table} are on {row['server']}, its home is"
+                f" {row['home']}"
+            ),
+        )
+    return total
+
+
+def a33_rewritten(run: Run) -> Found:
+    """A33 rewritten: an entry of the first snapshot is absent from, or differs in, the second one.
+
+    The rows of a wallet up to its seq in the first snapshot must be the same rows in the second. Nothing to
+    compare, and so nothing found, in a run with one snapshot.
+    """
+    if run.second is None:
+        return NOTHING
+    before, after = as_keys(run.first.table("ledger")), as_keys(run.second.table("ledger"))
+    # created_at and shard take part: an UPDATE of any column is a rewrite.
+    columns = list(before.columns)
+    changed = before.join(after, on=columns, how="anti", nulls_equal=True)
+    prefix = before.group_by("user").agg(pl.col("seq").max().alias("seen"))
+    inserted = (
+        after.join(prefix, on="user", how="inner")
+        .filter(pl.col("seq") <= pl.col("seen"))
+        .join(before.select("user", "seq", "key"), on=["user", "seq", "key"], how="anti")
+        # A row that replaced another was reported as changed.
+        .join(changed.select("user", "seq"), on=["user", "seq"], how="anti")
+    )
+    first = found(
+        "A33",
+        changed.sort("user", "seq"),
+        lambda row: (
+            f"seq {row['seq']} of user {row['user']} (key {row['key']}, {row['type']} {row['amount']}) of the"
+            f" first snapshot is gone or different in the second"
+        ),
+    )
+    return first + found(
+        "A33",
+        inserted.sort("user", "seq"),
+        lambda row: (
+            f"seq {row['seq']} of user {row['user']} (key {row['key']}) appeared below seq {row['seen']},"
+            " which the first snapshot already held"
+        ),
+    )

@@ -1,0 +1,203 @@
+"""What a campaign must have shown at least once, counted from evidence in the run itself.
+
+A run in which nothing ever raced or broke proves little. Names without a way to see them in this version
+(failover, a rebalance seen by a consumer, a lost cache fill) are not counted rather than guessed.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import polars as pl
+
+from invariants.fates import OTHER_BODY_STATUS, Resolution
+from invariants.history import FINAL_RETRY, HUNG_UP
+from invariants.run import Run
+from reference.routing import SHARDS
+
+BIG_BACKLOG: Final = 10_000
+"""Events not yet published, or not yet consumed, that count as a big backlog."""
+
+_KEY: Final = ["family", "user", "key"]
+
+
+def count(run: Run) -> dict[str, int]:
+    """Return how often each *sometimes* of `COUNTERS` happened. Raises MissingEvidence without a snapshot."""
+    return {name: counter(run) for name, counter in COUNTERS.items()}
+
+
+def _first_resolved(run: Run, resolutions: tuple[Resolution, ...]) -> int:
+    values = [resolution.value for resolution in resolutions]
+    return run.first_resolution.filter(pl.col("resolution").is_in(values)).height
+
+
+def _info_applied(run: Run) -> int:
+    """Count keys nobody had an answer for whose effect the first snapshot holds."""
+    return _first_resolved(run, (Resolution.APPLIED,))
+
+
+def _info_not_applied(run: Run) -> int:
+    """Count keys nobody had an answer for of which the first snapshot holds no effect."""
+    return _first_resolved(run, (Resolution.NOT_APPLIED, Resolution.REFUSED))
+
+
+def _retry_replayed(run: Run) -> int:
+    """Count answers that said they are a replay."""
+    return run.attempts.filter(pl.col("replayed").fill_null(False)).height
+
+
+def _raced(run: Run) -> int:
+    """Count keys two of whose attempts were under way at once on two API processes."""
+    commands = run.attempts.filter(pl.col("family").is_in(["ledger", "cancel"]))
+    several = commands.filter(pl.struct(_KEY).is_duplicated()).sort(*_KEY, "t_invoke")
+    same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in _KEY)
+    overlapping = several.filter(
+        same & (pl.col("t_return").shift(1) > pl.col("t_invoke")) & (pl.col("api") != pl.col("api").shift(1))
+    )
+    return overlapping.select(_KEY).unique().height
+
+
+def _other_body_refused(run: Run) -> int:
+    """Count attempts refused because their key belongs to another body."""
+    return run.attempts.filter(pl.col("status") == OTHER_BODY_STATUS).height
+
+
+def _lost_answers(run: Run) -> pl.DataFrame:
+    """Return the unanswered attempts of ledger keys that were applied by one of them.
+
+    A key counts when it has an entry and no attempt was answered as the original: then the commit belongs to
+    an unanswered one.
+    """
+    own = run.attempts.filter((pl.col("family") == "ledger") & pl.col("tag").ne_missing(FINAL_RETRY))
+    originals = own.filter((pl.col("cls") == "ok") & ~pl.col("replayed").fill_null(False)).select("user", "key")
+    entries = run.client_entries.select(pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
+    if run.second is not None:
+        # What a final retry applied was not applied by the lost attempt.
+        held = run.first.table("ledger").select(pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
+        entries = entries.join(held, on=["user", "key"], how="semi")
+    unanswered = own.filter(pl.col("cls") == "info").join(originals.unique(), on=["user", "key"], how="anti")
+    return unanswered.join(entries.unique(), on=["user", "key"], how="semi")
+
+
+def _commit_answer_lost(run: Run) -> int:
+    """Count keys that were committed although every attempt that could have done it got no answer."""
+    return _lost_answers(run).select("user", "key").unique().height
+
+
+def _killed_between(run: Run) -> int:
+    """Count those keys that were under way when their own server was killed, and whose client did not hang up.
+
+    The kill happened somewhere between its request and the moment it was seen from outside.
+    """
+    kills = run.requested_faults.filter((pl.col("fault") == "kill") & pl.col("start").is_not_null())
+    lost = _lost_answers(run).filter(pl.col("tag").ne_missing(HUNG_UP))
+    total = 0
+    for node, requested, start in kills.select("node", "requested", "start").iter_rows():
+        shards = [shard for shard, server in run.server_of_shard.items() if server == node]
+        hit = lost.filter(
+            (pl.col("user") % SHARDS).is_in(shards) & (pl.col("t_invoke") <= start) & (pl.col("t_return") >= requested)
+        )
+        total += hit.select("user", "key").unique().height
+    return total
+
+
+def _raw_duplicates(run: Run) -> pl.DataFrame:
+    return run.events.filter(~pl.col("event_id").is_first_distinct())
+
+
+def raw_duplicates(run: Run) -> int:
+    """Return how many Kafka records repeat an earlier event id: expected of at-least-once delivery."""
+    return _raw_duplicates(run).height
+
+
+def _relay_died_between(run: Run) -> int:
+    """Count records sent again, in a run in which a relay died."""
+    died = run.timeline.filter(
+        pl.col("kind").is_in(["process_death", "fault_start"]) & pl.col("node").str.starts_with("relay")
+    )
+    return raw_duplicates(run) if died.height else 0
+
+
+def _projection_dropped(run: Run) -> int:
+    """Count wallet events that are in Kafka twice and whose projection, at or past them, is right."""
+    entries = run.entries.select("user_id", "seq", pl.col("balance_snapshot").alias("balance"))
+    right = run.table("projection").join(entries, on=["user_id", "seq", "balance"], how="semi")
+    repeated = _raw_duplicates(run).filter(pl.col("user_id").is_not_null() & pl.col("seq").is_not_null())
+    rows = repeated.select("user_id", "seq").join(
+        right.select("user_id", pl.col("seq").alias("stands_at")), on="user_id", how="inner"
+    )
+    return rows.filter(pl.col("stands_at") >= pl.col("seq")).height
+
+
+def _stale_flagged(run: Run) -> int:
+    """Count reads whose answer said that it is stale."""
+    return run.attempts.filter(pl.col("stale").fill_null(False)).height
+
+
+def _refused_under_contention(run: Run) -> int:
+    """Count refusals for lack of funds while another command of the same wallet was under way."""
+    commands = run.attempts.filter(pl.col("family") == "ledger").sort("user", "t_invoke")
+    same_before = pl.col("user") == pl.col("user").shift(1)
+    same_after = pl.col("user") == pl.col("user").shift(-1)
+    busy = (same_before & (pl.col("t_return").shift(1) > pl.col("t_invoke"))) | (
+        same_after & (pl.col("t_invoke").shift(-1) < pl.col("t_return"))
+    )
+    return commands.filter(busy.fill_null(False) & (pl.col("outcome") == "INSUFFICIENT_FUNDS")).height
+
+
+def _settle_raced_void(run: Run) -> int:
+    """Count matches of which a settle and a void were under way at once."""
+    times = {
+        op: run.attempts.filter(pl.col("op") == op).select(
+            "match_id", pl.col("t_invoke").alias(f"{op}_from"), pl.col("t_return").alias(f"{op}_to")
+        )
+        for op in ("settle_match", "void_match")
+    }
+    pairs = times["settle_match"].join(times["void_match"], on="match_id")
+    both = pairs.filter(
+        (pl.col("settle_match_from") < pl.col("void_match_to"))
+        & (pl.col("void_match_from") < pl.col("settle_match_to"))
+    )
+    return both["match_id"].n_unique()
+
+
+def _late_bets(run: Run) -> int:
+    """Count bets that were accepted and reached the matcher after their match had closed."""
+    return run.table("orders").filter(pl.col("cancel_reason") == "LATE").height
+
+
+def _backlog_drained(run: Run) -> int:
+    """Count backlogs (per kind and node) that passed `BIG_BACKLOG` and were empty at the end."""
+    backlogs = run.series.filter(pl.col("name").is_in(["outbox_unpublished", "kafka_consumer_lag"]))
+    peaks = (
+        backlogs.sort("t")
+        .group_by("name", "node")
+        .agg(pl.col("value").max().alias("peak"), pl.col("value").last().alias("last"))
+    )
+    return peaks.filter((pl.col("peak") > BIG_BACKLOG) & (pl.col("last") == 0)).height
+
+
+def _faults_overlapped(run: Run) -> int:
+    """Count faults that were measured to begin before an earlier one had ended."""
+    rows = run.requested_faults.drop_nulls(["start", "end"]).sort("start")
+    earlier = pl.col("end").cum_max().shift(1)
+    return rows.filter(pl.col("start") < earlier).height
+
+
+COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
+    "an info resolved as applied": _info_applied,
+    "an info resolved as not applied": _info_not_applied,
+    "a retry replayed": _retry_replayed,
+    "same key raced on two API processes": _raced,
+    "same key with another body refused": _other_body_refused,
+    "commit succeeded and the answer was lost": _commit_answer_lost,
+    "server killed between commit and answer": _killed_between,
+    "relay died between send and mark": _relay_died_between,
+    "projection dropped a duplicate": _projection_dropped,
+    "a stale read was flagged": _stale_flagged,
+    "funds refused under contention": _refused_under_contention,
+    "settle and void raced": _settle_raced_void,
+    "a bet arrived while its match closed": _late_bets,
+    "backlog over 10000 then drained": _backlog_drained,
+    "two faults overlapped": _faults_overlapped,
+}
+"""Name of each *sometimes* → the function that counts it."""

@@ -1,0 +1,289 @@
+"""Turns a run folder into its verdict: the checks, the service levels, and what the harness says of itself.
+
+`prove` calls it at the end of a run and `check` on a stored one; both get the same from the same evidence.
+`harness.json` holds what only the harness can know (was the service drained, did the generator keep up, was
+anything left behind).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+
+from invariants import history
+from invariants.anomalies import CHECKS
+from invariants.files import publish
+from invariants.history import FINAL_RETRY
+from invariants.run import Run, load_run
+from invariants.snapshot import MissingEvidence
+from invariants.timeline import load_series, load_timeline
+from invariants.verdict import Judgement, Verdict, judge, worst
+from ledgerproof import __version__, sla
+from ledgerproof.options import NotARun
+from ledgerproof.sla import FaultRecord, Window
+
+HARNESS_FILE: Final = "harness.json"
+VERDICT_FILE: Final = "verdict.json"
+
+MAX_DROPPED_SHARE: Final = 0.001
+"""More arrivals dropped than this: the offered load was not the one that was asked for."""
+MAX_REFUSED_SHARE: Final = 0.005
+"""More requests turned away or unanswered outside the fault windows than this: the service was saturated."""
+MAX_LAG_P99_MS: Final = 250.0
+"""A generator later than this measures itself."""
+
+
+class GeneratorFacts(msgspec.Struct):
+    """How the generator kept its schedule."""
+
+    lag_p99_ms: float
+    late: int
+    dropped: int
+    scheduled: int
+    sent: int
+    skipped: int = 0
+    gave_up: bool = False
+    cpu_s: float | None = None
+    """CPU seconds of the harness during the load: generator, probe, sampler and recorder."""
+
+
+class HarnessFacts(msgspec.Struct):
+    """What the harness knows and no table of the run folder says."""
+
+    run: str
+    seed: int
+    commit: str
+    version: str
+    machine: dict[str, Any]
+    started_at: str
+    origin_unix: float
+    config: dict[str, Any]
+    rate: float
+    """Bets per second that were asked for."""
+    load_start_s: float | None = None
+    load_end_s: float | None = None
+    generator: GeneratorFacts | None = None
+    drained: bool = False
+    """Whether the service was at rest before the snapshots; without, an absence proves nothing."""
+    parts: list[str] = []
+    """Names of the verdicts that the harness itself gives."""
+    reasons: list[str] = []
+    finished: bool = False
+    """False: the harness was killed before it could say how the run ended."""
+    sizes: dict[str, int] = {}
+    timings: dict[str, float] = {}
+    residue: list[str] = []
+
+
+@dataclass
+class Measured:
+    """What was measured of a run whose load was recorded."""
+
+    faults: list[FaultRecord]
+    attempts: pl.DataFrame
+    series: pl.DataFrame
+    load: Window
+    acknowledged_bets: int
+
+
+def write_facts(folder: Path, facts: HarnessFacts) -> None:
+    """Write harness.json. Raises OSError."""
+    _write(folder / HARNESS_FILE, msgspec.json.encode(facts))
+
+
+def write_verdict(folder: Path, verdict: dict[str, Any]) -> None:
+    """Write verdict.json, whole or not at all. Raises OSError."""
+    _write(folder / VERDICT_FILE, msgspec.json.encode(verdict))
+
+
+def _write(path: Path, text: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
+    publish(temporary, path)
+
+
+def read_facts(folder: Path) -> HarnessFacts:
+    """Read harness.json. Raises NotARun if it is missing or does not fit."""
+    path = folder / HARNESS_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=HarnessFacts)
+    except OSError as error:
+        raise NotARun(f"{folder} is not a run folder: cannot read {path.name} ({error.strerror})") from error
+    except msgspec.DecodeError as error:
+        raise NotARun(f"{path} is not of this version: {error}") from error
+
+
+def measure(folder: Path, facts: HarnessFacts) -> Measured | None:
+    """Read recording and timeline and measure faults and recoveries; None if the load never began."""
+    if facts.load_start_s is None or facts.load_end_s is None:
+        return None
+    load = Window(facts.load_start_s, facts.load_end_s)
+    attempts = history.attempts(history.load(folder).frame)
+    series = load_series(folder)
+    prepared = sla.prepared(attempts, load)
+    faults = sla.faults_of(load_timeline(folder))
+    sla.measure_recovery(faults, prepared, series, load.end_s)
+    accepted = attempts.filter(
+        (pl.col("op") == "bet")
+        & (pl.col("cls") == "ok")
+        & pl.col("intended").is_between(load.start_s, load.end_s)
+        & pl.col("tag").ne_missing(FINAL_RETRY)
+    )
+    return Measured(
+        faults=faults,
+        attempts=sla.phases_of(prepared, faults, load),
+        series=series,
+        load=load,
+        acknowledged_bets=accepted.select("user", "key").n_unique() if accepted.height else 0,
+    )
+
+
+def saturation(measured: Measured, facts: HarnessFacts) -> str | None:
+    """Return why the load cannot be believed, with what was held, or None if generator and service kept up."""
+    generator = facts.generator
+    calm = measured.attempts.filter(pl.col("phase").is_in(["before", "after"]))
+    turned_away = int(calm.select(pl.col("bad").sum()).item() or 0)
+    duration_s = measured.load.end_s - measured.load.start_s
+    held = f"saturated: held {measured.acknowledged_bets / duration_s:.0f} of {facts.rate:g} bets/s"
+    if generator is not None:
+        if generator.gave_up:
+            return f"{held}; the generator fell too far behind its schedule and stopped"
+        if generator.dropped > MAX_DROPPED_SHARE * generator.scheduled:
+            return f"{held}; {generator.dropped} of {generator.scheduled} arrivals found too many requests in flight"
+        if generator.lag_p99_ms > MAX_LAG_P99_MS:
+            return (
+                f"{held}; the generator ran {generator.lag_p99_ms:.0f} ms behind its schedule (99th percentile), "
+                f"{MAX_LAG_P99_MS:.0f} ms are allowed"
+            )
+    if calm.height and turned_away > MAX_REFUSED_SHARE * calm.height:
+        return f"{held}; {turned_away} of {calm.height} requests outside the faults were turned away or lost"
+    return None
+
+
+def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
+    """Judge a run folder and return its verdict in the form of verdict.json."""
+    measured = measure(folder, facts)
+    parts = [Verdict[name] for name in facts.parts]
+    reasons = list(facts.reasons)
+    if not facts.finished:
+        parts.append(Verdict.ABORTED)
+        reasons.append("the harness ended before the run did: killed, or the machine went down")
+    judgement: Judgement | None = None
+    run: Run | None = None
+    if measured is not None and Verdict.ABORTED not in parts:
+        try:
+            run = load_run(folder)
+        except (MissingEvidence, pl.exceptions.PolarsError) as error:
+            parts.append(Verdict.INVALID)
+            reasons.append(f"the run cannot be judged: {error}")
+        else:
+            judgement = judge(run)
+            _add_judgement(judgement, facts, parts, reasons)
+        if problem := saturation(measured, facts):
+            parts.append(Verdict.INVALID)
+            reasons.append(problem)
+    # Service levels of a run that was cut short say nothing about the service.
+    table = _service_levels(measured, judgement, run, facts) if measured and Verdict.ABORTED not in parts else []
+    missed = [row["metric"] for row in table if row["met"] is False]
+    if missed:
+        parts.append(Verdict.SLA_MISSED)
+        reasons.append(f"service level missed: {', '.join(missed)}")
+    if facts.residue:
+        parts.append(Verdict.RESIDUE)
+        reasons.append(f"left behind: {'; '.join(facts.residue)}")
+    if judgement is None and not parts:
+        parts.append(Verdict.INVALID)
+        reasons.append("there was no load, so nothing is proved")
+    verdict = worst(parts)
+    duration_s = None if measured is None else measured.load.end_s - measured.load.start_s
+    return {
+        "verdict": verdict.name,
+        "exit_code": int(verdict),
+        "run": facts.run,
+        "seed": facts.seed,
+        "commit": facts.commit,
+        "version": facts.version,
+        "judged_by": __version__,
+        "machine": facts.machine,
+        "started_at": facts.started_at,
+        "origin_unix": facts.origin_unix,
+        "duration_s": duration_s,
+        "config": facts.config,
+        "acknowledged_bets": 0 if measured is None else measured.acknowledged_bets,
+        "bets_per_s": round(measured.acknowledged_bets / duration_s, 1) if measured and duration_s else None,
+        "reasons": reasons,
+        "anomalies": judgement.anomalies if judgement else {},
+        "unchecked": judgement.unchecked if judgement else {},
+        "witnesses": msgspec.to_builtins(judgement.witnesses) if judgement else [],
+        "unresolved": judgement.unresolved if judgement else None,
+        "sometimes": judgement.sometimes if judgement else {},
+        "raw_duplicates": judgement.raw_duplicates if judgement else None,
+        "faults": [_fault(fault) for fault in measured.faults] if measured else [],
+        "sla": table,
+        "operations": sla.operations(measured.attempts) if measured else [],
+        "generator": msgspec.to_builtins(facts.generator),
+        "sizes": facts.sizes,
+        "timings": {name: round(value, 2) for name, value in facts.timings.items()},
+        "residue": facts.residue,
+    }
+
+
+def _add_judgement(judgement: Judgement, facts: HarnessFacts, parts: list[Verdict], reasons: list[str]) -> None:
+    """Add what the checks say; of a service that was not at rest, only what is there counts, not what is not."""
+    if facts.drained:
+        parts.extend(judgement.parts)
+        reasons.extend(judgement.reasons)
+        return
+    solid = [
+        code
+        for code, count in judgement.anomalies.items()
+        if count and not code.startswith("V") and not CHECKS[code].rests_on_absence
+    ]
+    if solid:
+        parts.append(Verdict.INVARIANT_VIOLATED)
+    if any(judgement.anomalies.values()) or judgement.unchecked:
+        parts.append(Verdict.INVALID)
+        reasons.extend(f"{reason} (the service was not at rest)" for reason in judgement.reasons)
+
+
+def _service_levels(
+    measured: Measured, judgement: Judgement | None, run: Run | None, facts: HarnessFacts
+) -> list[dict[str, Any]]:
+    reconciled, events = (0, 0), 0
+    if run is not None:
+        try:
+            reconciled = sla.reconciliation(run.table("ledger"), run.table("projection"))
+            events = run.events.height
+        except MissingEvidence:
+            # The checks have reported it; the row then has no number.
+            reconciled = (0, 0)
+    return sla.rows(
+        measured.attempts,
+        measured.faults,
+        measured.series,
+        measured.load,
+        rate=facts.rate,
+        acknowledged_bets=measured.acknowledged_bets,
+        anomalies=judgement.anomalies if judgement else {},
+        reconciled=reconciled,
+        events=events,
+    )
+
+
+def _fault(fault: FaultRecord) -> dict[str, Any]:
+    return {
+        "id": fault.id,
+        "kind": fault.kind,
+        "target": fault.target,
+        "requested_at": _rounded(fault.requested_at),
+        "measured_start": _rounded(fault.measured_start),
+        "measured_end": _rounded(fault.measured_end),
+        "healed_at": _rounded(fault.healed_at),
+        "recovered_at": _rounded(fault.recovered_at),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

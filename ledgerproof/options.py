@@ -1,0 +1,40 @@
+"""What a run can be asked to be. Imports next to nothing, so that the command line answers at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from compose.stack import DEFAULT_ROOT
+
+RUNS_FOLDER: Final = Path("reports/runs")
+MIN_FAULTY_DURATION_S: Final = 15.0
+"""A shorter load has no room for the standard faults and their recoveries."""
+
+MAX_BETS: Final = 5_000_000
+"""The schedule of a run is drawn before it begins and its ledger is read into memory at its end."""
+
+
+class EnvironmentProblem(Exception):
+    """The run could not begin; the message says what to do. Nothing is left behind."""
+
+
+class NotARun(Exception):
+    """The folder does not hold a run that can be judged; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked to be."""
+
+    seed: int
+    duration_s: float = 60.0
+    rate: float = 540.0
+    """Bets per second."""
+    servers: int = 4
+    apis: int = 2
+    faults: str = "standard"
+    """standard or none."""
+    out: Path = RUNS_FOLDER
+    root: Path = DEFAULT_ROOT
+    base_port: int | None = None
+    keep: bool = False
