@@ -28,7 +28,7 @@ class Options:
 
     seed: int
     duration_s: float = 60.0
-    rate: float = 540.0
+    rate: float = 550.0
     """Bets per second."""
     servers: int = 4
     apis: int = 2

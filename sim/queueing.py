@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-MAX_BATCH_STATES: Final = 1024
+MAX_BATCH_STATES: Final = 512
 """`gated_batch_mean_latency_s` follows batches up to this size."""
 LOST_MASS: Final = 1e-9
 """Probability of larger batches that it tolerates."""
