@@ -81,6 +81,8 @@ class EdgeBook:
         self._lock = threading.Lock()
         self._open: dict[str, _OpenFault] = {}
         self._dead: set[str] = set()
+        self.failure: OSError | None = None
+        """What kept an edge from being recorded, if anything did."""
 
     def expect(self, planned: PlannedFault, requested_s: float) -> None:
         """From now on the node's edges are those of this fault."""
@@ -111,17 +113,14 @@ class EdgeBook:
         if found is None or kind is None:
             self._unasked(edge, at_s)
             return
-        planned = found.planned
-        self._timeline.record(
-            kind, t=at_s, node=planned.node, fault=planned.kind, fault_id=planned.id, detail=edge.reason or None
-        )
+        self._record(kind, t=at_s, node=edge.target, detail=edge.reason or None, planned=found.planned)
         if kind == "fault_end":
             found.ended.set()
 
     def _unasked(self, edge: Edge, at_s: float) -> None:
         """Record an edge that no fault explains: a death, or the silence of a process that has too much to do."""
         if edge.up:
-            self._timeline.record(
+            self._record(
                 "process_start" if edge.target in self._dead else "note",
                 t=at_s,
                 node=edge.target,
@@ -129,16 +128,25 @@ class EdgeBook:
             )
             self._dead.discard(edge.target)
         elif edge.reason == SILENT:
-            self._timeline.record("note", t=at_s, node=edge.target, detail=SILENT)
+            self._record("note", t=at_s, node=edge.target, detail=SILENT)
         else:
             self._dead.add(edge.target)
-            self._timeline.record("process_death", t=at_s, node=edge.target, detail=edge.reason)
+            self._record("process_death", t=at_s, node=edge.target, detail=edge.reason)
 
     def wait_ended(self, planned: PlannedFault, timeout_s: float) -> bool:
         """Return whether the end of the fault's effect was seen, waiting for it up to `timeout_s`."""
         with self._lock:
             found = self._open[planned.node]
         return found.ended.wait(timeout_s)
+
+    def _record(
+        self, kind: str, *, t: float, node: str, detail: str | None, planned: PlannedFault | None = None
+    ) -> None:
+        fault, fault_id = (None, None) if planned is None else (planned.kind, planned.id)
+        try:
+            self._timeline.record(kind, t=t, node=node, fault=fault, fault_id=fault_id, detail=detail)
+        except OSError as error:
+            self.failure = self.failure or error
 
 
 @dataclass

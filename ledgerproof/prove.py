@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -301,14 +302,23 @@ async def _load_and_collect(job: Job) -> None:
     recording, stack = job.recording, job.stack
     wires = [Wire("127.0.0.1", stack.port(name), timeout_s=REQUEST_TIMEOUT_S) for name in stack.nodes_of("api")]
     player = Player(job.schedule, wires, recording.recorder, recording.clock, recording.origin_unix)
+    sampler = _sampler(job, player)
     try:
         recording.timeline.phase("seed")
         with timed(recording.facts, "seed_s"), job.progress.step(f"Opening {len(job.schedule.seed_deposits)} wallets"):
             await player.seed()
+        # From here until all is drained, so that backlogs are seen to come down.
+        sampler.start()
         with timed(recording.facts, "load_s"):
-            await _load(job, player)
+            await _load(job, player, sampler)
+        with timed(recording.facts, "drain_s"):
+            await _bring_to_rest(job, player)
+        sampler.stop()
+        if sampler.failure is not None:
+            recording.timeline.note(f"sampling ended early: {sampler.failure}")
         await _collect(job, player)
     finally:
+        sampler.stop()
         await player.stop()
         for wire in wires:
             wire.close()
@@ -317,26 +327,28 @@ async def _load_and_collect(job: Job) -> None:
 # -- load ----------------------------------------------------------------------------------------------
 
 
-async def _load(job: Job, player: Player) -> None:
-    """Play the schedule while the nemesis breaks nodes, the probe measures that, and the sampler samples."""
+def _sampler(job: Job, player: Player) -> Sampler:
+    """Return a sampler of every process of the service, not started yet."""
+    stack = job.stack
+    sorts = ("api", "relay", "matcher", "settler", "projector")
+    ports = {node: stack.port(node) for sort in sorts for node in stack.nodes_of(sort)}
+    sampler = Sampler(job.recording.series, job.recording.clock, ports, stack.status)
+    sampler.watch("generator_lag_ms", lambda: player.last_lag_s * 1000)
+    sampler.watch("in_flight", lambda: float(player.in_flight))
+    return sampler
+
+
+async def _load(job: Job, player: Player, sampler: Sampler) -> None:
+    """Play the schedule while the nemesis breaks nodes and the probe measures that; heal everything after."""
     stack, planned, recording, progress = job.stack, job.planned, job.recording, job.progress
     facts, schedule = recording.facts, job.schedule
     book = EdgeBook(recording.timeline, recording.origin)
     nemesis = Nemesis(stack, recording.timeline, book, planned, recording.clock)
-    ports = {
-        node: stack.port(node)
-        for sort in ("api", "relay", "matcher", "settler", "projector")
-        for node in stack.nodes_of(sort)
-    }
-    sampler = Sampler(recording.series, recording.clock, ports, stack.status)
-    sampler.watch("generator_lag_ms", lambda: player.last_lag_s * 1000)
-    sampler.watch("in_flight", lambda: float(player.in_flight))
     title = f"{schedule.rate:g} bets/s for {schedule.duration_s:g} s"
     if planned:
         title += ", " + ", ".join(f"{fault.kind} {fault.node}" for fault in planned)
     with contextlib.ExitStack() as stopping:
-        stopping.callback(sampler.stop)
-        stopping.callback(nemesis.join)
+        # After Ctrl-C nobody waits for a node to come back: the stack is taken down with all its nodes.
         stopping.callback(nemesis.cancel)
         watched = targets(stack.state)
         stopping.enter_context(LivenessProbe(watched, interval_s=PROBE_EVERY_S, on_edge=book.on_edge))
@@ -346,7 +358,6 @@ async def _load(job: Job, player: Player) -> None:
             facts.load_start_s = start_s
             facts.load_end_s = start_s + schedule.duration_s
             recording.timeline.record("phase", t=start_s, detail="before")
-            sampler.start()
             nemesis.start(start_s)
             showing = asyncio.ensure_future(_show(step, player, sampler, nemesis, start_s))
             try:
@@ -362,11 +373,10 @@ async def _load(job: Job, player: Player) -> None:
             healed = await asyncio.to_thread(stack.heal, HEAL_TIMEOUT_S)
             if healed:
                 recording.timeline.note(f"healed at the end: {', '.join(healed)}")
-        recording.facts.reasons.extend(f"fault: {problem}" for problem in nemesis.problems)
-        if nemesis.problems:
-            recording.facts.parts.append(Verdict.INVALID.name)
-        if sampler.failure is not None:
-            recording.timeline.note(f"sampling ended early: {sampler.failure}")
+        for problem in nemesis.problems:
+            recording.invalid(f"fault: {problem}")
+        if book.failure is not None:
+            recording.aborted(f"the timeline could not be written: {book.failure}")
 
 
 def _generator_facts(player: Player, cpu_s: float) -> GeneratorFacts:
@@ -418,16 +428,20 @@ def _garbage_later() -> Iterator[None]:
 # -- rest, snapshots, resolution -----------------------------------------------------------------------
 
 
+async def _bring_to_rest(job: Job, player: Player) -> None:
+    """Close and settle the matches that are left, and wait until the service has nothing more to do."""
+    recording = job.recording
+    with job.progress.step(f"Settling {len(job.schedule.matches)} matches"):
+        left = await player.finish_matches(recording.clock() + FINISH_TIMEOUT_S)
+        if left:
+            recording.timeline.note(f"not settled: {', '.join(left)}")
+    recording.facts.drained = await _drained(job, player, DRAIN_TIMEOUT_S)
+
+
 async def _collect(job: Job, player: Player) -> None:
-    """Bring the service to rest, copy what it holds, send half of the unknown keys again, copy once more."""
+    """Copy what the service holds, send half of the unknown keys again, and copy once more."""
     config, recording, progress = job.config, job.recording, job.progress
     facts = recording.facts
-    with timed(facts, "drain_s"):
-        with progress.step(f"Settling {len(player.schedule.matches)} matches"):
-            left = await player.finish_matches(recording.clock() + FINISH_TIMEOUT_S)
-            if left:
-                recording.timeline.note(f"not settled: {', '.join(left)}")
-        facts.drained = await _drained(job, player, DRAIN_TIMEOUT_S)
     with timed(facts, "snapshot_s"), progress.step("Reading everything the service holds") as step:
         first = recording.folder / FIRST_SNAPSHOT
         first.mkdir()
@@ -564,13 +578,19 @@ def _mark_phases(recording: Recording) -> None:
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Send the harness's own log to a file of the run folder while the block runs."""
+
+    def from_thread(arguments: threading.ExceptHookArgs) -> None:
+        log.error("thread %s failed", arguments.thread, exc_info=arguments.exc_value)
+
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
+    before, threading.excepthook = threading.excepthook, from_thread
     try:
         yield
     finally:
+        threading.excepthook = before
         root.removeHandler(handler)
         # On a full disk its last lines are lost; the verdict says why.
         with contextlib.suppress(OSError):

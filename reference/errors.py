@@ -7,6 +7,8 @@
     │   ├── DeadlineExceeded
     │   └── ServerUnavailable     connection refused or never made
     ├── NotPosted                 definite   the database rolled it back: 503, x-admitted: 0
+    ├── settler.PaymentRefused    definite   the ledger refused an entry of a settlement: people have to look
+    ├── settler.SettlementTaken   definite   another settler moved the settlement on
     └── UnknownOutcome            NOT definite   it may or may not have been posted: 504
 
 A refusal (no funds, match closed) is an answer, not an exception: see `commands.Outcome`.

@@ -84,18 +84,30 @@ def verdict_of(place: Path) -> dict[str, Any]:
     return verdict
 
 
+def saturated(verdict: dict[str, Any]) -> bool:
+    """Return whether the machine was too busy with something else to hold the rate."""
+    return any(reason.startswith("saturated: held ") for reason in verdict["reasons"])
+
+
 def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> None:
     # The rate is one that a busy machine holds too: this test is about the proof, not about the speed.
-    code, out, err = finish(place, "--duration", "20", "--rate", "80", "--seed", "11", "--json", "verdict.json")
-    verdict = verdict_of(place)
+    for rate in (80, 40, 20):
+        code, out, err = finish(
+            place, "--duration", "20", "--rate", str(rate), "--seed", "11", "--json", "verdict.json"
+        )
+        verdict = verdict_of(place)
+        if not saturated(verdict):
+            break
+        (run,) = place.glob("reports/runs/*")
+        shutil.rmtree(run)
     # Service levels depend on what else this machine does; what must never depend on it is everything else.
-    assert verdict["verdict"] in {"PASS", "SLA_MISSED"}, err
+    assert verdict["verdict"] in {"PASS", "SLA_MISSED"}, out + err
     assert code == verdict["exit_code"] == {"PASS": 0, "SLA_MISSED": 10}[verdict["verdict"]]
     assert verdict["verdict"] in out
     assert json.loads((place / "verdict.json").read_text()) == verdict
 
     assert verdict["seed"] == 11
-    assert verdict["acknowledged_bets"] > 20 * 80 * 0.7
+    assert verdict["acknowledged_bets"] > 20 * rate * 0.7
     assert set(verdict["anomalies"]) == set(CHECKS)
     assert sum(verdict["anomalies"].values()) == 0
     assert verdict["unresolved"] == 0

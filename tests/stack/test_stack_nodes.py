@@ -26,7 +26,7 @@ from compose.stack import Stack
 from compose.state import NodeRecord
 
 ONE_OF_EACH = ("pg0", "kafka", "redis", "relay0")
-READY_S = 25.0
+READY_S = 60.0
 """Patience with a busy machine; nothing here is a measurement."""
 
 
