@@ -27,9 +27,9 @@ class Options:
     """What a run is asked to be."""
 
     seed: int
-    duration_s: float = 75.0
-    rate: float = 430.0
-    """Bets per second. Two cores hold it with room to spare, and 75 s of it are more than 30,000 bets."""
+    duration_s: float = 95.0
+    rate: float = 330.0
+    """Bets per second. Two cores hold it with room to spare, and 95 s of it are more than 30,000 bets."""
     servers: int = 4
     apis: int = 2
     faults: str = "standard"
