@@ -14,8 +14,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from invariants.history import FINAL_RETRY
-from ledgerproof.workload import IMPATIENT_TAG
+from invariants.history import FINAL_RETRY, HUNG_UP
 
 AVAILABILITY_TARGET: Final = 99.99
 LATENCY_TARGET_MS: Final = 500.0
@@ -87,7 +86,7 @@ def prepared(attempts: pl.DataFrame, load: Window) -> pl.DataFrame:
     answered = pl.col("t_return").is_finite()
     return attempts.filter(
         pl.col("intended").is_between(load.start_s, load.end_s)
-        & pl.col("tag").is_in(["seed", FINAL_RETRY, IMPATIENT_TAG]).fill_null(False).not_()
+        & pl.col("tag").is_in(["seed", FINAL_RETRY, HUNG_UP]).fill_null(False).not_()
     ).with_columns(
         pl.when(answered).then((pl.col("t_return") - pl.col("intended")) * 1000).alias("latency_ms"),
         (

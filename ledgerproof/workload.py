@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from invariants.history import HUNG_UP
 from reference.commands import DEFAULT_OUTCOMES, MIN_ODDS, Side
 
 WALLETS = 2000
@@ -42,7 +43,6 @@ VOID_SHARE = 0.12
 """Share of matches that are voided instead of settled; half of those without having been closed."""
 PATIENCE_S = 0.012
 """An IMPATIENT client hangs up within this long after sending."""
-IMPATIENT_TAG = "impatient"
 FAR_FUTURE_S = 86_400
 """Matches close by command, so their clock is set to the next day."""
 
@@ -103,7 +103,7 @@ LIFECYCLE = (Kind.CREATE, Kind.CLOSE, Kind.SETTLE, Kind.VOID)
 
 
 _SIDES = (Side.BACK, Side.LAY)
-_TAGS = {Kind.RACE: "race", Kind.BEYOND: "beyond_funds", Kind.LATE: "late", Kind.IMPATIENT: IMPATIENT_TAG}
+_TAGS = {Kind.RACE: "race", Kind.BEYOND: "beyond_funds", Kind.LATE: "late", Kind.IMPATIENT: HUNG_UP}
 
 
 @dataclass(frozen=True, slots=True)

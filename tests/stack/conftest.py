@@ -1,13 +1,17 @@
 """One real stack for all tests of this folder: two servers, Kafka, Redis, two API processes, every worker."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import asyncpg
 import pytest
+from exchange_floor import Floor
 
 from compose.stack import Stack
 from compose.state import StackSpec
 from reference.config import ServiceConfig
+from reference.store import Store
 
 SERVERS = 2
 
@@ -45,6 +49,21 @@ def pg_dsn(superuser_dsn: list[str]) -> str:
 def api_bases(stack: Stack) -> list[str]:
     """Base address of each API process."""
     return [f"http://127.0.0.1:{stack.port(name)}" for name in stack.nodes_of("api")]
+
+
+@pytest.fixture
+async def floor(service_config: ServiceConfig, superuser_dsn: list[str]) -> AsyncIterator[Floor]:
+    """The API's and the matcher's connections, and a superuser's to every server."""
+    async with AsyncExitStack() as stack:
+        owner = []
+        for dsn in superuser_dsn:
+            connection = await asyncpg.connect(dsn)
+            stack.push_async_callback(connection.close)
+            owner.append(connection)
+        api, matching = Store(service_config, "ledger_api"), Store(service_config, "ledger_matcher")
+        stack.push_async_callback(api.close)
+        stack.push_async_callback(matching.close)
+        yield Floor(api, matching, owner)
 
 
 @pytest.fixture(autouse=True)

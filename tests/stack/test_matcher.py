@@ -3,11 +3,9 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import exchange_floor
 import pytest
 from exchange_floor import Floor, arrival, crowd, redelivered, wallets
@@ -21,20 +19,6 @@ from reference.exchange import cancel_bet
 from reference.matcher import BookCache, Matcher, apply_orders
 from reference.orderbook import Book, Order
 from reference.store import Store
-
-
-@pytest.fixture
-async def floor(service_config: ServiceConfig, superuser_dsn: list[str]) -> AsyncIterator[Floor]:
-    async with AsyncExitStack() as stack:
-        owner = []
-        for dsn in superuser_dsn:
-            connection = await asyncpg.connect(dsn)
-            stack.push_async_callback(connection.close)
-            owner.append(connection)
-        api, matching = Store(service_config, "ledger_api"), Store(service_config, "ledger_matcher")
-        stack.push_async_callback(api.close)
-        stack.push_async_callback(matching.close)
-        yield Floor(api, matching, owner)
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import msgspec
 import pytest
 from exchange_floor import OUTCOMES, PLENTY, Floor, arrival, crowd, message, wallets
@@ -23,20 +21,6 @@ from reference.store import Store
 
 TEST_CLASS = 9_000
 """The class of the tests' own settlement locks."""
-
-
-@pytest.fixture
-async def floor(service_config: ServiceConfig, superuser_dsn: list[str]) -> AsyncIterator[Floor]:
-    async with AsyncExitStack() as stack:
-        owner = []
-        for dsn in superuser_dsn:
-            connection = await asyncpg.connect(dsn)
-            stack.push_async_callback(connection.close)
-            owner.append(connection)
-        api, matching = Store(service_config, "ledger_api"), Store(service_config, "ledger_matcher")
-        stack.push_async_callback(api.close)
-        stack.push_async_callback(matching.close)
-        yield Floor(api, matching, owner)
 
 
 @pytest.fixture

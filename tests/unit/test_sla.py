@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from invariants.history import HUNG_UP
 from ledgerproof import sla
 from ledgerproof.sla import FaultRecord, Window
-from ledgerproof.workload import IMPATIENT_TAG
 
 LOAD = Window(10.0, 70.0)
 
@@ -123,7 +123,7 @@ def test_without_faults_everything_is_before() -> None:
 
 
 def test_clients_that_hang_up_on_purpose_are_no_fault_of_the_service() -> None:
-    rows = pl.concat([attempts_at([15.0]), attempts_at([16.0], cls="info", status=None, tag=IMPATIENT_TAG)])
+    rows = pl.concat([attempts_at([15.0]), attempts_at([16.0], cls="info", status=None, tag=HUNG_UP)])
     assert sla.prepared(rows, LOAD).height == 1
 
 
