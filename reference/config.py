@@ -67,6 +67,13 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Commission on net winnings, in hundredths of a percent."""
     max_amount_minor: int = 10**9
 
+    trace_sample: float = 0.01
+    """Share of the requests without a traceparent of their own that are traced."""
+    otlp_endpoint: str | None = None
+    """Where spans go (OTLP over HTTP, a whole URL)."""
+    trace_folder: str | None = None
+    """Without an endpoint: a folder that gets one file of spans (JSON lines) a process."""
+
     def __post_init__(self) -> None:
         """Refuse a table that does not route every shard to a configured server."""
         if len(self.routing) != SHARDS:
