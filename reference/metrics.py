@@ -40,6 +40,13 @@ LEDGER_ENTRIES = Counter("ledger_entries_total", "Entries posted by this process
 CACHE_READS = Counter("cache_reads_total", "Balance reads by where they ended", ["source"], registry=REGISTRY)
 CACHE_ERRORS = Counter("cache_errors_total", "Redis calls that failed", registry=REGISTRY)
 
+RATE_LIMITED = Counter("rate_limited_total", "Requests refused by the rate limit of their user", registry=REGISTRY)
+RATE_LIMIT_OPEN = Counter(
+    "rate_limit_open_total", "Requests let through because Redis did not answer", registry=REGISTRY
+)
+EVENT_STREAMS = Gauge("event_streams", "Event streams that are open", registry=REGISTRY)
+LOOP_LAG = Gauge("event_loop_lag_seconds", "How late the event loop's last tick came", registry=REGISTRY)
+
 
 def exposition() -> bytes:
     """Return all metrics in Prometheus's text format."""
