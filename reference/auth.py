@@ -128,7 +128,12 @@ def check_admin(caller: Caller) -> None:
 
 
 def issue(
-    config: ServiceConfig, scopes: Sequence[Scope], *, user_id: int | None = None, ttl_s: int, now_s: float | None = None
+    config: ServiceConfig,
+    scopes: Sequence[Scope],
+    *,
+    user_id: int | None = None,
+    ttl_s: int,
+    now_s: float | None = None,
 ) -> str:
     """Return a new token, valid for `ttl_s` seconds from `now_s` (Unix seconds; now if None).
 

@@ -22,13 +22,14 @@ def encode_cursor(kind: str, position: object) -> str:
 
 def decode_cursor(kind: str, text: str, position: type[_Position]) -> _Position:
     """Return the position in a cursor. Raises InvalidCommand if it is not a cursor of a list of this kind."""
+    refused = InvalidCommand("cursor", "must be a next_cursor of this list")
+    if len(text) > CURSOR_MAX_CHARACTERS:
+        raise refused
     try:
-        if len(text) > CURSOR_MAX_CHARACTERS:
-            raise ValueError("too long")
         raw = urlsafe_b64decode(text + "=" * (-len(text) % 4))
         found_kind, found = msgspec.json.decode(raw, type=tuple[str, position])  # type: ignore[valid-type]
-        if found_kind != kind:
-            raise ValueError("of another list")
     except (BadBase64, ValueError, msgspec.DecodeError) as error:
-        raise InvalidCommand("cursor", "must be a next_cursor of this list") from error
-    return found  # type: ignore[no-any-return]
+        raise refused from error
+    if found_kind != kind:
+        raise refused
+    return found

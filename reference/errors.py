@@ -70,7 +70,7 @@ class DeadlineExceeded(NotAdmitted):
 
 
 class Draining(NotAdmitted):
-    """This process is stopping and takes nothing new."""
+    """The process is stopping and takes nothing new."""
 
 
 class ServerUnavailable(NotAdmitted):

@@ -138,6 +138,7 @@ class Writer:
         self._busy = False
         self._idle = asyncio.Event()
         self._draining = False
+        self._batch_began_s: float | None = None
         self._arrivals = 0
         self._lingers = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -146,6 +147,11 @@ class Writer:
     def start(self) -> None:
         """Start the batching loop."""
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._sweep())]
+
+    @property
+    def batch_age_s(self) -> float:
+        """How long the batch under way has been in the database; 0 without one."""
+        return 0.0 if self._batch_began_s is None else time.monotonic() - self._batch_began_s
 
     async def stop(self) -> None:
         """Post what was admitted, refuse what comes later, then close the connection."""
@@ -208,6 +214,7 @@ class Writer:
                 batch = self._take_batch()
                 if batch:
                     await self._post_batch(batch)
+                    self._batch_began_s = None
             self._busy = False
             self._idle.set()
 
@@ -235,7 +242,7 @@ class Writer:
             _fail_all(batch, error)
             self._fail_queue(error)
             return
-        started = time.monotonic()
+        started = self._batch_began_s = time.monotonic()
         try:
             rows = await asyncio.wait_for(
                 post_entries(

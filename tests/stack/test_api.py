@@ -60,8 +60,8 @@ class Client:
 
 
 @pytest.fixture
-async def client(api_bases: list[str]) -> AsyncIterator[Client]:
-    async with aiohttp.ClientSession() as session:
+async def client(api_bases: list[str], operator: dict[str, str]) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession(headers=operator) as session:
         yield Client(session, api_bases)
 
 
@@ -192,11 +192,11 @@ async def test_history_pages_by_cursor_without_gap_or_repeat(client) -> None:
     user_id = await client.funded()
     for _ in range(6):
         await client.post(f"/v1/wallets/{user_id}/deposits", {"amount_minor": 1})
-    seen, after = [], 0
-    while after is not None:
-        _, page, _ = await client.get(f"/v1/wallets/{user_id}/entries?limit=3&after_seq={after}")
+    seen, cursor = [], ""
+    while cursor is not None:
+        _, page, _ = await client.get(f"/v1/wallets/{user_id}/entries?limit=3{cursor and '&cursor=' + cursor}")
         seen += [entry["seq"] for entry in page["entries"]]
-        after = page["next_after_seq"]
+        cursor = page["next_cursor"]
     assert seen == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -229,9 +229,9 @@ async def test_malformed_commands_are_refused_naming_the_field(client, path, bod
 
 
 @pytest.mark.parametrize("key", ["", "ledger:PAYOUT:1:1", "k" * 256])
-async def test_keys_that_are_empty_reserved_or_too_long_are_refused(client, key) -> None:
+async def test_keys_that_are_empty_reserved_or_too_long_are_refused(client, operator, key) -> None:
     async with (
-        aiohttp.ClientSession() as session,
+        aiohttp.ClientSession(headers=operator) as session,
         session.post(
             f"{client.bases[0]}/v1/wallets/1/deposits", json={"amount_minor": 1}, headers={"idempotency-key": key}
         ) as response,
@@ -240,13 +240,12 @@ async def test_keys_that_are_empty_reserved_or_too_long_are_refused(client, key)
     assert (response.status, answer["field"]) == (400, "Idempotency-Key")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"null", b"9" * 100_000, b'{"amount_minor": 1e400}'])
-async def test_bodies_that_are_no_command_are_refused(client, body) -> None:
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"null", b"9" * 10_000, b'{"amount_minor": 1e400}'])
+async def test_bodies_that_are_no_command_are_refused(client, operator, body) -> None:
+    headers = operator | {"idempotency-key": "k", "content-type": "application/json"}
     async with (
-        aiohttp.ClientSession() as session,
-        session.post(
-            f"{client.bases[0]}/v1/wallets/1/deposits", data=body, headers={"idempotency-key": "k"}
-        ) as response,
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{client.bases[0]}/v1/wallets/1/deposits", data=body) as response,
     ):
         answer = json.loads(await response.read())
     assert response.status == 400, answer
