@@ -196,6 +196,14 @@ class EntriesView(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class BalanceUpdate(msgspec.Struct, frozen=True):
+    """What an event stream sends: the balance after the entry `seq`."""
+
+    user_id: int
+    seq: int
+    balance_minor: int
+
+
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a request was not accepted. `outcome` is set for refusals, `field` for the part at fault."""
 

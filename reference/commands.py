@@ -149,7 +149,7 @@ BULK_MAX = 1000
 """Commands of one bulk at most."""
 
 
-class BulkBet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="bet"):
+class BulkBet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="bet"):
     """A bet inside a bulk."""
 
     user_id: int
@@ -161,7 +161,7 @@ class BulkBet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     stake_minor: int
 
 
-class BulkDeposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="deposit"):
+class BulkDeposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="deposit"):
     """A deposit inside a bulk."""
 
     user_id: int
@@ -169,7 +169,7 @@ class BulkDeposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
     amount_minor: int
 
 
-class BulkWithdraw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="withdraw"):
+class BulkWithdraw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="withdraw"):
     """A withdrawal inside a bulk."""
 
     user_id: int
@@ -177,7 +177,7 @@ class BulkWithdraw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
     amount_minor: int
 
 
-class BulkCancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="cancel"):
+class BulkCancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="cancel"):
     """A cancel inside a bulk."""
 
     user_id: int
