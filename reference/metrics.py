@@ -10,6 +10,10 @@ HTTP_SECONDS = Histogram(
 )
 HTTP_REQUESTS = Counter("http_requests_total", "Requests answered", ["route", "status"], registry=REGISTRY)
 HTTP_ERRORS = Counter("http_request_errors_total", "Answers of 500 and above", ["route"], registry=REGISTRY)
+GRPC_SECONDS = Histogram(
+    "grpc_request_duration_seconds", "Time to answer", ["method"], buckets=_SECONDS, registry=REGISTRY
+)
+GRPC_REQUESTS = Counter("grpc_requests_total", "Calls answered", ["method", "code"], registry=REGISTRY)
 WRITER_QUEUE = Gauge("writer_queue", "Commands waiting for a server", ["server"], registry=REGISTRY)
 
 WORKER_JOBS = Counter("worker_jobs_processed_total", "Messages whose effect is done", ["group"], registry=REGISTRY)

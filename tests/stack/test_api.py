@@ -44,9 +44,11 @@ class Client:
         assert status == 202
         return match_id
 
-    async def bet(self, user_id: int, match_id: str, side: str = "BACK", *, key: str | None = None, **changes) -> Reply:
+    async def bet(
+        self, user_id: int, match_id: str, side: str = "BACK", *, key: str | None = None, api: int = 0, **changes
+    ) -> Reply:
         body = {"match_id": match_id, "outcome": "HOME", "side": side, "odds": 250, "stake_minor": 100} | changes
-        return await self.post(f"/v1/wallets/{user_id}/bets", body, key=key)
+        return await self.post(f"/v1/wallets/{user_id}/bets", body, key=key, api=api)
 
     async def until(self, path: str, wanted, within_s: float = 20) -> Any:
         """Poll a view until `wanted(view)`; fails with the last view."""
@@ -262,8 +264,8 @@ async def test_the_openapi_document_names_every_route(client) -> None:
     _, document, _ = await client.get("/openapi.json")
     assert document["openapi"].startswith("3.1")
     assert "/v1/wallets/{user_id}/bets" in document["paths"]
-    for path in document["paths"].values():
-        for operation in path.values():
+    for name, path in document["paths"].items():
+        for operation in path.values() if name != "/openapi.json" else ():
             assert {"400", "503"} <= operation["responses"].keys()
 
 
