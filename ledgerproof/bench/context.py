@@ -82,6 +82,7 @@ class Bench:
             first_user=FIRST_USER,
             users=self.sizes.wallets,
             matches=self.matches,
+            token=self.stack.token(),
         )
         return msgspec.structs.replace(plan, **fields)
 
@@ -122,10 +123,11 @@ class Bench:
 
         async def create() -> None:
             wire = Wire("127.0.0.1", self.api_ports[0], timeout_s=SETUP_TIMEOUT_S)
+            token = self.stack.token()
             try:
                 for match_id in ids:
                     body = {"match_id": match_id, "closes_at_ms": closes_at_ms, "outcomes": OUTCOMES}
-                    await command(wire, "/v1/matches", f"open-{match_id}", body)
+                    await command(wire, "/v1/matches", f"open-{match_id}", body, token)
             finally:
                 wire.close()
 
@@ -175,9 +177,9 @@ class Bench:
         return max(rates, default=None)
 
 
-async def command(wire: Wire, path: str, key: str, body: object) -> None:
+async def command(wire: Wire, path: str, key: str, body: object, token: str) -> None:
     """Send one command that has to be accepted. Raises BenchFailed."""
-    answer = await wire.exchange(post(path, key, msgspec.json.encode(body)))
+    answer = await wire.exchange(post(path, key, msgspec.json.encode(body), token))
     if answer.status != 202:
         raise BenchFailed(f"POST {path} answered {answer.status}: {answer.body[:300].decode(errors='replace')}")
 

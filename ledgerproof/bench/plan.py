@@ -38,6 +38,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Reads only: the query string, with its question mark."""
     bulk: int = 1_000
     """Commands in one bulk request."""
+    token: str = ""
+    """Bearer token of every request; empty: none is sent."""
     marker: str = ""
     """Text in an answer's body after which a word up to the next quotation mark is counted (`"source":"`)."""
 
