@@ -19,7 +19,7 @@ GENERATOR_LAG_P99_MAX_MS: Final = 5.0
 FIRST_RATE: Final = 800.0
 HINT_SHARE: Final = 0.97
 """Of what was accepted or consumed in a window that was too fast, this is tried next."""
-LAG_SAMPLES_AFTER_S: Final = 0.5
+FLOOR: Final = "floor_unnest"
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ def _row(bench: Bench, name: str, last: Attempt, found: Found, age: int) -> Row:
         rate=round(window.accepted_per_s, 1),
         p50_ms=window.p50_ms,
         p99_ms=window.p99_ms,
+        floor=FLOOR,
         reason=found.limit,
         loop="open, Poisson arrivals; latency from the intended time",
         data_age=age,
@@ -187,7 +188,7 @@ def generator_details(window: Window) -> dict[str, Any]:
         "generator_lag_p99_ms": window.lag_p99_ms,
         "generator_lag_max_ms": window.lag_max_ms,
         "generator_cpu_share": round(window.cpu_share, 3),
-        "generator_nice": window.nice,
+        "generator_priority": window.priority,
         "connections": window.connections,
         "queued_for_a_connection": window.queued,
         "connections_lost": window.lost,

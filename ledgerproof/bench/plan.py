@@ -79,8 +79,8 @@ class Window(msgspec.Struct, kw_only=True):
     """Answers by the word after the marker."""
     cpu_s: float
     """CPU of the generator's process in the window."""
-    nice: int
-    """The generator's priority; below zero where that was allowed."""
+    priority: str
+    """How the generator was scheduled: in real time or at a lower nice value where that was allowed."""
     first_problem: str = ""
     """The body of the first answer of 300 and above."""
     p99_by_second_ms: list[float | None] = []

@@ -14,9 +14,10 @@ from compose.errors import StackError
 from compose.stack import Stack
 from compose.state import StackSpec, stacks_folder
 from ledgerproof import __version__
-from ledgerproof.bench import http_rows
+from ledgerproof.bench import http_rows, worker_rows
 from ledgerproof.bench.context import Bench, BenchFailed
 from ledgerproof.bench.drive import GeneratorFailed
+from ledgerproof.bench.loading import NotPosted
 from ledgerproof.bench.options import ROW_NAMES, BenchOptions
 from ledgerproof.bench.row import Row
 from ledgerproof.collect import NotCollected, NotDrained
@@ -24,10 +25,12 @@ from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
 from ledgerproof.wire import WireError
+from reference.errors import LedgerError
 
 MEASURE: Final[dict[str, Callable[[Bench], None]]] = {
     "http_single_bets_sustained": http_rows.sustained,
     "http_single_bets_accepted": http_rows.accepted,
+    **dict.fromkeys(worker_rows.NAMES, worker_rows.pipeline),
 }
 """The function that measures each row."""
 
@@ -36,6 +39,8 @@ FAILURES: Final = (
     GeneratorFailed,
     NotCollected,
     NotDrained,
+    NotPosted,
+    LedgerError,
     StackError,
     WireError,
     OSError,
