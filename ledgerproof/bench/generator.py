@@ -35,6 +35,8 @@ NICE = -10
 raise a priority it stays as it is, and the lag says what that cost."""
 AUTOGROUP = Path("/proc/self/autogroup")
 CONNECT_TIMEOUT_S = 5.0
+OPENING_MAX = 8
+REOPEN_AFTER_S = 0.05
 HEAD_MAX_BYTES = 16_384
 PROBLEM_MAX_BYTES = 300
 UNANSWERED = float("inf")
@@ -225,10 +227,8 @@ class Load:
                 self._idle.popleft().send(index, self._requests[index])
             else:
                 self._waiting.append(index)
-                if len(self._all) + len(self._opening) < self._plan.connections_max:
-                    self._open_later()
-                else:
-                    self._queued += 1
+                self._queued += 1
+                self._open_later()
         if self._next < count:
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
         else:
@@ -262,15 +262,25 @@ class Load:
             self._finished.set()
 
     def _open_later(self) -> None:
+        """Open one more connection, a few at a time: a burst of them would make the generator itself late."""
+        if len(self._opening) >= OPENING_MAX or len(self._all) + len(self._opening) >= self._plan.connections_max:
+            return
         task = asyncio.get_running_loop().create_task(self._open_for_waiting())
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(self._opened_one)
+
+    def _opened_one(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if self._waiting and self._running:
+            self._open_later()
 
     async def _open_for_waiting(self) -> None:
         try:
             await self._open()
         except OSError:
+            # Refused or reset: what waits is tried again with the next connection, at the pace of the timer.
             self._lost += 1
+            await asyncio.sleep(REOPEN_AFTER_S)
 
     async def _open(self) -> None:
         port = self._plan.ports[self._opened % len(self._plan.ports)]

@@ -22,7 +22,7 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Closed only: requests prepared; the window ends early when they are used up, unless they repeat."""
     repeat: bool = False
     """Closed only: begin again with the first request after the last one (reads)."""
-    connections: int = 64
+    connections: int = 128
     """Open: opened before the window. Closed: requests under way at any time."""
     connections_max: int = 768
     """Open only: more are opened while all are busy, up to this many."""
@@ -68,7 +68,7 @@ class Window(msgspec.Struct, kw_only=True):
     """How late the generator itself was: from due to handed over. Above a few milliseconds it measures itself."""
     lag_max_ms: float
     queued: int
-    """Requests that found every connection busy and as many opened as are allowed."""
+    """Requests that found every connection busy and waited for one; their latency counts from when they were due."""
     connections: int
     """Connections opened in all."""
     lost: int

@@ -14,7 +14,7 @@ from compose.errors import StackError
 from compose.stack import Stack
 from compose.state import StackSpec, stacks_folder
 from ledgerproof import __version__
-from ledgerproof.bench import http_rows, worker_rows
+from ledgerproof.bench import http_rows, sql_rows, worker_rows
 from ledgerproof.bench.context import Bench, BenchFailed
 from ledgerproof.bench.drive import GeneratorFailed
 from ledgerproof.bench.loading import NotPosted
@@ -28,6 +28,9 @@ from ledgerproof.wire import WireError
 from reference.errors import LedgerError
 
 MEASURE: Final[dict[str, Callable[[Bench], None]]] = {
+    **dict.fromkeys(sql_rows.NAMES, sql_rows.floor_and_function),
+    "floor_pgbench": sql_rows.floor_pgbench,
+    "growth_with_age": sql_rows.growth_with_age,
     "http_single_bets_sustained": http_rows.sustained,
     "http_single_bets_accepted": http_rows.accepted,
     **dict.fromkeys(worker_rows.NAMES, worker_rows.pipeline),
