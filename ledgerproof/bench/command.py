@@ -119,9 +119,9 @@ def bench_command(
 
 def exit_code(result: "BenchResult") -> int:
     """Return what the command ends with."""
-    if result.checked is False:
+    if any(result.checks.values()):
         return VIOLATED_EXIT
-    if not all(row.valid for row in result.rows):
+    if result.unchecked or not all(row.valid for row in result.rows):
         return INVALID_EXIT
     if result.residue:
         for line in result.residue:
@@ -143,7 +143,9 @@ def _print_result(result: "BenchResult") -> None:
     click.echo(f"peak memory, MB: {memory}")
     if result.checked is not None:
         broken = {rule: count for rule, count in result.checks.items() if count}
-        click.echo(f"checked: {'true' if result.checked else f'FALSE {broken}'} ({len(result.checks)} rules)")
+        click.echo(
+            f"checked: {'true' if result.checked else f'FALSE {broken}'} ({len(result.checks)} rules) {result.unchecked}"
+        )
 
 
 def _line(row: "Row") -> list[str]:

@@ -50,6 +50,8 @@ class Bench:
     matches: list[str] = field(default_factory=list)
     windows: int = 0
     opened: bool = False
+    acknowledged: int = 0
+    """Bets that were answered as accepted: all of them have to be in the ledger."""
 
     @property
     def sizes(self) -> Sizes:
@@ -97,6 +99,8 @@ class Bench:
         window = play(plan, begin, lambda: readings.append(usage.cpu_seconds(self.stack)))
         used = usage.spent(*readings)
         used["generator"] = window.cpu_s
+        if plan.kind == "bets":
+            self.acknowledged += window.accepted
         return window, used
 
     def open_workload(self) -> None:

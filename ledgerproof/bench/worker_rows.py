@@ -155,6 +155,7 @@ def _load(pipe: _Pipe) -> None:
             bet_posting(bet, f"{bench.run}-backlog-{number}-{at}") for at, bet in enumerate(draw_bets(plan, count))
         ]
     asyncio.run(post_all(bench.config, drawn))
+    bench.acknowledged += len(drawn)
     pipe.sizes["posted"] = asyncio.run(_sizes(bench))
 
 
