@@ -13,11 +13,18 @@ from typing import Any
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from reference import metrics
 
 STOP_WITHIN_S = 5.0
+CONNECTIONS_MAX = 8192
+"""Connections served at once. Granian accepts no further one until one of these closes, and its default is as
+small as the backlog; an idle kept-alive connection counts, so this is far above what a host is sent at once."""
+HEADER_WITHIN_MS = 30_000
+"""A client that has not sent its whole request header after this long is cut off; also an idle connection is."""
+HEADER_MAX_BYTES = 32 * 1024
 _TEXT = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
 
 
@@ -93,6 +100,10 @@ def serve(application: Handler, port: int) -> Server:
         http=HTTPModes.http1,
         websockets=False,
         backlog=1024,
+        backpressure=CONNECTIONS_MAX,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=HEADER_WITHIN_MS, keep_alive=True, max_buffer_size=HEADER_MAX_BYTES
+        ),
         log_enabled=False,
     )
 

@@ -5,6 +5,10 @@
 -- Post a batch of commands, all of wallets this server holds, in one transaction. Arrays run in parallel, one
 -- element a command. Returns one row a command: its status (ACCEPTED, REPLAYED or a refusal) and, when accepted,
 -- the entry's seq and the balance after it. The caller never puts one (user, key) twice into one batch.
+--
+-- Keys are hardly ever repeated, so an accepted command's key is not looked up: the unique key refuses a repeated
+-- one, and the batch is then decided once more with every key looked up. A refusal needs the look-up at once,
+-- because refusing what was accepted before would be a wrong answer that no constraint sees.
 CREATE FUNCTION ledger_post(
     p_created_by  text,
     p_user        bigint[],
@@ -25,79 +29,118 @@ CREATE FUNCTION ledger_post(
 ) RETURNS TABLE (command_no integer, status text, entry_seq bigint, entry_balance bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
 DECLARE
+    commands     CONSTANT integer := cardinality(p_user);
     wallets      bigint[];
-    slots        integer[];
+    first_seq    bigint[];
+    first_balance bigint[];
     head_seq     bigint[];
     head_balance bigint[];
     known        boolean[];
-    statuses     text[] := array_fill(NULL::text, ARRAY[cardinality(p_user)]);
-    seqs         bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_user)]);
-    balances     bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_user)]);
+    statuses     text[];
+    seqs         bigint[];
+    balances     bigint[];
     posted_at    timestamptz;
     slot         integer;
-    accepted     integer := 0;
-    refused      integer := 0;
+    one_seq      bigint;
+    one_balance  bigint;
+    replayed     boolean;
+    status_now   text;
+    accepted     integer;
+    bets_placed  integer;
+    refused      integer;
 BEGIN
     -- Lock the wallets in ascending order, so that no two batches can wait for each other.
-    wallets := ARRAY(SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u);
+    IF commands = 1 THEN
+        wallets := p_user;
+    ELSE
+        wallets := ARRAY(SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u);
+    END IF;
     PERFORM pg_advisory_xact_lock(u) FROM unnest(wallets) AS u;
 
-    -- Only a statement begun after the locks were granted sees what the previous holders committed.
-    SELECT array_agg(coalesce(h.seq, 0) ORDER BY w.slot), array_agg(coalesce(h.balance_snapshot, 0) ORDER BY w.slot)
-      INTO head_seq, head_balance
-      FROM unnest(wallets) WITH ORDINALITY AS w (user_id, slot)
-      LEFT JOIN LATERAL (
-          SELECT l.seq, l.balance_snapshot FROM wallet_ledger l
-           WHERE l.shard = (w.user_id % 100)::smallint AND l.user_id = w.user_id
-           ORDER BY l.seq DESC LIMIT 1) h ON true;
-    SELECT array_agg(w.slot ORDER BY c.no),
-           array_agg(EXISTS (SELECT FROM wallet_ledger l
-                              WHERE l.shard = (c.user_id % 100)::smallint AND l.user_id = c.user_id
-                                AND l.idempotent_key = c.key)
-                  OR EXISTS (SELECT FROM refusals r
-                              WHERE r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id
-                                AND r.idempotent_key = c.key)
-                     ORDER BY c.no)
-      INTO slots, known
-      FROM unnest(p_user, p_key) WITH ORDINALITY AS c (user_id, key, no)
-      JOIN unnest(wallets) WITH ORDINALITY AS w (user_id, slot) USING (user_id);
+    -- Only a statement begun after the locks were granted sees what the previous holders committed. One look-up a
+    -- wallet opens one partition; a set-based statement would open all of them for every batch.
+    FOR slot IN 1 .. cardinality(wallets) LOOP
+        SELECT l.seq, l.balance_snapshot INTO one_seq, one_balance FROM wallet_ledger l
+         WHERE l.shard = (wallets[slot] % 100)::smallint AND l.user_id = wallets[slot] ORDER BY l.seq DESC LIMIT 1;
+        first_seq[slot] := coalesce(one_seq, 0);
+        first_balance[slot] := coalesce(one_balance, 0);
+    END LOOP;
+    IF EXISTS (SELECT FROM unnest(p_user, p_key) AS c (user_id, key)
+                 JOIN refusals r ON r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id
+                                AND r.idempotent_key = c.key) THEN
+        known := ledger_known(p_user, p_key);
+    END IF;
 
-    -- Decide one command after the other: a command sees the funds that those before it left.
-    FOR i IN 1 .. cardinality(p_user) LOOP
-        slot := slots[i];
-        IF known[i] THEN
-            statuses[i] := 'REPLAYED';
-        ELSIF p_refusal[i] IS NOT NULL THEN
-            statuses[i] := p_refusal[i];
-            refused := refused + 1;
-        ELSIF head_balance[slot] + p_amount[i] < 0 THEN
-            statuses[i] := 'INSUFFICIENT_FUNDS';
-            refused := refused + 1;
-        ELSE
-            head_seq[slot] := head_seq[slot] + 1;
-            head_balance[slot] := head_balance[slot] + p_amount[i];
-            statuses[i] := 'ACCEPTED';
-            seqs[i] := head_seq[slot];
-            balances[i] := head_balance[slot];
-            accepted := accepted + 1;
-        END IF;
+    LOOP
+        -- Decide one command after the other: a command sees the funds that those before it left.
+        head_seq := first_seq;
+        head_balance := first_balance;
+        statuses := array_fill(NULL::text, ARRAY[commands]);
+        seqs := array_fill(NULL::bigint, ARRAY[commands]);
+        balances := array_fill(NULL::bigint, ARRAY[commands]);
+        accepted := 0;
+        bets_placed := 0;
+        refused := 0;
+        FOR i IN 1 .. commands LOOP
+            slot := array_position(wallets, p_user[i]);
+            status_now := CASE WHEN known[i] THEN 'REPLAYED'
+                               WHEN p_refusal[i] IS NOT NULL THEN p_refusal[i]
+                               WHEN head_balance[slot] + p_amount[i] < 0 THEN 'INSUFFICIENT_FUNDS'
+                               ELSE 'ACCEPTED' END;
+            IF status_now = 'ACCEPTED' THEN
+                head_seq[slot] := head_seq[slot] + 1;
+                head_balance[slot] := head_balance[slot] + p_amount[i];
+                seqs[i] := head_seq[slot];
+                balances[i] := head_balance[slot];
+                accepted := accepted + 1;
+                IF p_side[i] IS NOT NULL THEN
+                    bets_placed := bets_placed + 1;
+                END IF;
+            ELSIF status_now <> 'REPLAYED' THEN
+                IF known IS NULL THEN
+                    SELECT EXISTS (SELECT FROM wallet_ledger l
+                                    WHERE l.shard = (p_user[i] % 100)::smallint AND l.user_id = p_user[i]
+                                      AND l.idempotent_key = p_key[i]) INTO replayed;
+                    IF replayed THEN
+                        status_now := 'REPLAYED';
+                    END IF;
+                END IF;
+                IF status_now <> 'REPLAYED' THEN
+                    refused := refused + 1;
+                END IF;
+            END IF;
+            statuses[i] := status_now;
+        END LOOP;
+
+        posted_at := clock_timestamp();
+        BEGIN
+            IF accepted > 0 THEN
+                INSERT INTO wallet_ledger (shard, user_id, seq, type, amount, contra, match_id, bet_id,
+                                           settlement_version, balance_snapshot, idempotent_key, created_by, created_at)
+                SELECT (c.user_id % 100)::smallint, c.user_id, c.seq, c.type, c.amount, c.contra, c.match_id, c.bet_id,
+                       c.version, c.balance, c.key, p_created_by, posted_at
+                  FROM unnest(p_user, seqs, p_type, p_amount, p_contra, p_match, p_bet, p_version, balances, p_key)
+                       AS c (user_id, seq, type, amount, contra, match_id, bet_id, version, balance, key)
+                 WHERE c.seq IS NOT NULL;
+            END IF;
+            EXIT;
+        EXCEPTION WHEN unique_violation THEN
+            IF known IS NOT NULL THEN
+                RAISE;
+            END IF;
+            known := ledger_known(p_user, p_key);
+        END;
     END LOOP;
 
-    posted_at := clock_timestamp();
-    IF accepted > 0 THEN
-        INSERT INTO wallet_ledger (shard, user_id, seq, type, amount, contra, match_id, bet_id, settlement_version,
-                                   balance_snapshot, idempotent_key, created_by, created_at)
-        SELECT (c.user_id % 100)::smallint, c.user_id, c.seq, c.type, c.amount, c.contra, c.match_id, c.bet_id,
-               c.version, c.balance, c.key, p_created_by, posted_at
-          FROM unnest(p_user, seqs, p_type, p_amount, p_contra, p_match, p_bet, p_version, balances, p_key, statuses)
-               AS c (user_id, seq, type, amount, contra, match_id, bet_id, version, balance, key, status)
-         WHERE c.status = 'ACCEPTED';
+    IF bets_placed > 0 THEN
         INSERT INTO bets (shard, user_id, bet_id, seq, match_id, outcome, side, odds, stake, reserve, placed_at)
         SELECT (c.user_id % 100)::smallint, c.user_id, c.bet_id, c.seq, c.match_id, c.outcome, c.side, c.odds,
                c.stake, -c.amount, posted_at
-          FROM unnest(p_user, p_bet, seqs, p_match, p_outcome, p_side, p_odds, p_stake, p_amount, statuses)
-               AS c (user_id, bet_id, seq, match_id, outcome, side, odds, stake, amount, status)
-         WHERE c.status = 'ACCEPTED' AND c.side IS NOT NULL;
+          FROM unnest(p_user, p_bet, seqs, p_match, p_outcome, p_side, p_odds, p_stake, p_amount)
+               AS c (user_id, bet_id, seq, match_id, outcome, side, odds, stake, amount)
+         WHERE c.seq IS NOT NULL AND c.side IS NOT NULL;
+    END IF;
+    IF accepted > 0 THEN
         INSERT INTO events (aggregate_type, aggregate_id, event_type, partition_key, payload, causality_chain,
                             traceparent, created_at)
         SELECT CASE WHEN c.side IS NULL THEN 'Wallet' ELSE 'Bet' END,
@@ -115,11 +158,10 @@ BEGIN
                END,
                c.bet_id, c.traceparent, posted_at
           FROM unnest(p_user, seqs, p_type, p_amount, p_contra, p_match, p_bet, p_version, balances, p_outcome,
-                      p_side, p_odds, p_stake, p_traceparent, statuses) WITH ORDINALITY
+                      p_side, p_odds, p_stake, p_traceparent)
                AS c (user_id, seq, type, amount, contra, match_id, bet_id, version, balance, outcome, side, odds,
-                     stake, traceparent, status, no)
-         WHERE c.status = 'ACCEPTED'
-         ORDER BY c.no;
+                     stake, traceparent)
+         WHERE c.seq IS NOT NULL;
     END IF;
     IF refused > 0 THEN
         INSERT INTO refusals (shard, user_id, idempotent_key, outcome, command, created_at)
@@ -130,6 +172,19 @@ BEGIN
     RETURN QUERY SELECT c.no::integer, c.status, c.seq, c.balance
                    FROM unnest(statuses, seqs, balances) WITH ORDINALITY AS c (status, seq, balance, no);
 END $$;
+
+-- Which of these keys were answered before, by an entry or by a refusal; one element a key.
+CREATE FUNCTION ledger_known(p_user bigint[], p_key text[]) RETURNS boolean[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, public AS $$
+    SELECT array_agg(EXISTS (SELECT FROM wallet_ledger l
+                              WHERE l.shard = (c.user_id % 100)::smallint AND l.user_id = c.user_id
+                                AND l.idempotent_key = c.key)
+                  OR EXISTS (SELECT FROM refusals r
+                              WHERE r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id
+                                AND r.idempotent_key = c.key)
+                     ORDER BY c.no)
+      FROM unnest(p_user, p_key) WITH ORDINALITY AS c (user_id, key, no)
+$$;
 
 -- What was answered under keys that were seen before: the entry and its bet, or the refusal.
 CREATE FUNCTION ledger_answers(p_user bigint[], p_key text[])
