@@ -143,9 +143,8 @@ def _print_result(result: "BenchResult") -> None:
     click.echo(f"peak memory, MB: {memory}")
     if result.checked is not None:
         broken = {rule: count for rule, count in result.checks.items() if count}
-        click.echo(
-            f"checked: {'true' if result.checked else f'FALSE {broken}'} ({len(result.checks)} rules) {result.unchecked}"
-        )
+        said = "true" if result.checked else f"FALSE {broken or ''}"
+        click.echo(f"checked: {said} ({len(result.checks)} rules) {result.unchecked}")
 
 
 def _line(row: "Row") -> list[str]:

@@ -131,6 +131,8 @@ class Load:
         self._unreadable = 0
         self._marks: Counter[str] = Counter()
         self._marker = plan.marker.encode()
+        self._count = plan.count.encode()
+        self._counted = 0
         self._problem = b""
         self._began = 0.0
         self._running = False
@@ -183,6 +185,8 @@ class Load:
             if at >= 0:
                 at += len(self._marker)
                 self._marks[data[at : data.find(b'"', at)].decode()] += 1
+        if self._count:
+            self._counted += data.count(self._count, body_at)
         if status >= 300 and not self._problem:
             self._problem = data[body_at : body_at + PROBLEM_MAX_BYTES]
         self._under_way -= 1
@@ -324,6 +328,7 @@ class Load:
             lost=self._lost,
             unreadable=self._unreadable,
             marks=dict(self._marks),
+            counted=self._counted,
             cpu_s=cpu_s,
             priority=_priority(),
             first_problem=self._problem.decode(errors="replace"),

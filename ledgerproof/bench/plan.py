@@ -38,6 +38,10 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Reads only: the query string, with its question mark."""
     bulk: int = 1_000
     """Commands in one bulk request."""
+    token: str = ""
+    """Bearer token of every request; empty for a service that asks for none."""
+    count: str = ""
+    """Text whose occurrences in the bodies of answers are counted (`"status":202` of a bulk)."""
     marker: str = ""
     """Text in an answer's body after which a word up to the next quotation mark is counted (`"source":"`)."""
 
@@ -77,6 +81,8 @@ class Window(msgspec.Struct, kw_only=True):
     """Answers that are not HTTP/1.1 with a content-length."""
     marks: dict[str, int]
     """Answers by the word after the marker."""
+    counted: int
+    """Occurrences of the text to count."""
     cpu_s: float
     """CPU of the generator's process in the window."""
     priority: str

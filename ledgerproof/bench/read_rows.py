@@ -175,6 +175,7 @@ def _wrk(bench: Bench) -> dict[str, float]:
         script.write_text(
             f"request = function() return wrk.format('GET', '/v1/wallets/' .. math.random({FIRST_USER}, "
             f"{FIRST_USER + users - 1}) .. '/balance') end\n"
+            + (f"wrk.headers['Authorization'] = 'Bearer {bench.token}'\n" if bench.token else "")
         )
         command = [
             *(program, f"-t{WRK_THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-s", str(script)),

@@ -35,6 +35,7 @@ MEASURE: Final[dict[str, Callable[[Bench], None]]] = {
     "growth_with_age": sql_rows.growth_with_age,
     "http_single_bets_sustained": http_rows.sustained,
     "http_single_bets_accepted": http_rows.accepted,
+    "http_bulk_bets": http_rows.bulk,
     "reads_redis": read_rows.from_redis,
     "reads_projection": read_rows.from_projection,
     "reads_ledger": read_rows.from_ledger,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from ledgerproof.bench import usage
-from ledgerproof.bench.context import FIRST_USER, SETUP_TIMEOUT_S, Bench, BenchFailed, command
+from ledgerproof.bench.context import FIRST_USER, SETUP_TIMEOUT_S, Bench, BenchFailed
 from ledgerproof.bench.lag import DONE, scrape, values
 from ledgerproof.bench.loading import bet_posting, post_all
 from ledgerproof.bench.plan import Plan
@@ -307,8 +307,8 @@ async def _sizes(bench: Bench) -> dict[str, int]:
 async def _move_match(bench: Bench, match_id: str) -> None:
     wire = Wire("127.0.0.1", bench.api_ports[0], timeout_s=SETUP_TIMEOUT_S)
     try:
-        await command(wire, f"/v1/matches/{match_id}/close", f"close-{match_id}", {})
-        await command(wire, f"/v1/matches/{match_id}/settle", f"settle-{match_id}", {"result": "HOME"})
+        await bench.command(wire, f"/v1/matches/{match_id}/close", f"close-{match_id}", {})
+        await bench.command(wire, f"/v1/matches/{match_id}/settle", f"settle-{match_id}", {"result": "HOME"})
     finally:
         wire.close()
 
