@@ -108,6 +108,10 @@ def bench_command(
     )
     result = bench(options, Progress())
     text = msgspec.json.format(msgspec.json.encode(result), indent=2)
+    if html_path is not None:
+        from reports.bench_page import render_bench  # noqa: PLC0415
+
+        render_bench(msgspec.to_builtins(result), html_path)
     if json_path == "-":
         click.echo(text.decode())
     else:
