@@ -38,6 +38,7 @@ class JsonLines(logging.Formatter):
             "service.name": self._process,
             "message": record.getMessage(),
         }
+        line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["error.stack_trace"] = self.formatException(record.exc_info)
         return json.dumps(line)

@@ -38,6 +38,11 @@ DECLARE
     accepted     integer := 0;
     refused      integer := 0;
 BEGIN
+    -- By the login and not by an argument: the settler cannot pay past a closed gate.
+    IF session_user = 'ledger_settler' THEN
+        PERFORM payouts_open();
+    END IF;
+
     -- Lock the wallets in ascending order, so that no two batches can wait for each other.
     wallets := ARRAY(SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u);
     PERFORM pg_advisory_xact_lock(u) FROM unnest(wallets) AS u;
