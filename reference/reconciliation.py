@@ -784,34 +784,10 @@ class Pass:
         stream = _rows(_there(server.snapshot), self._sql["events_after"], after, oldest, limit)
         async for rows in _batches(stream):
             server.report.events += len(rows)
-            events = [
-                Known(
-                    row["event_id"],
-                    TOPIC_OF.get(row["event_type"], "no topic"),
-                    row["partition_key"],
-                    row["digest"],
-                    row["published"],
-                    row["created_at"] > floor,
-                )
-                for row in rows
-                if TOPIC_OF.get(row["event_type"], TOPICS[0]) in TOPICS
-            ]
+            wanted = [row for row in rows if TOPIC_OF.get(row["event_type"], TOPICS[0]) in TOPICS]
+            events = [_known_of(row, judged=row["created_at"] > floor) for row in wanted]
             for event, record in await self._in_thread(records.compare, events):
-                missing = record.partition < 0
-                await self._found(
-                    server,
-                    Finding(
-                        code="TOPIC_MISSING" if missing else "TOPIC_DIFFERS",
-                        server=server.name,
-                        expected=f"{event.topic}, key {event.key}, payload {event.digest}",
-                        found="no record" if missing else f"key {record.key}, payload {record.digest}"[:300],
-                        user_id=_user_of(event.key),
-                        event_id=event.event_id,
-                        topic=record.topic,
-                        partition=None if missing else record.partition,
-                        offset=None if missing else record.offset,
-                    ),
-                )
+                await self._found_record(server, event, record)
 
     async def _judge_unknown(
         self, records: Records, events_from: Mapping[int, int], judged_from: Mapping[Partition, int]
@@ -824,16 +800,36 @@ class Pass:
                 return
             place = (page[-1].topic, page[-1].partition, page[-1].offset)
             page = [record for record in page if record.offset >= judged_from[(record.topic, record.partition)]]
-            left = {record.event_id for record in page}
+            known: dict[str, tuple[_Server, Known]] = {}
             for thorough in (False, True):
                 for server in self._up:
+                    left = sorted({record.event_id for record in page} - set(known))
                     if left:
                         after = 0 if thorough else events_from[server.index]
-                        rows = await self._ask(server, "events_known", sorted(left), after)
-                        left -= {row["event_id"] for row in rows}
+                        rows = await self._ask(server, "events_known", left, after)
+                        known.update({row["event_id"]: (server, _known_of(row, judged=False)) for row in rows})
             for record in page:
-                if record.event_id in left:
+                if record.event_id not in known:
                     await self._found_unknown(record)
+                    continue
+                server, event = known[record.event_id]
+                if (record.topic, record.key, record.digest) != (event.topic, event.key, event.digest):
+                    await self._found_record(server, event, record)
+
+    async def _found_record(self, server: _Server, event: Known, record: Record) -> None:
+        missing = record.partition < 0
+        finding = Finding(
+            code="TOPIC_MISSING" if missing else "TOPIC_DIFFERS",
+            server=server.name,
+            expected=f"{event.topic}, key {event.key}, payload {event.digest}",
+            found="no record" if missing else f"key {record.key}, payload {record.digest}"[:300],
+            user_id=_user_of(event.key),
+            event_id=event.event_id,
+            topic=record.topic,
+            partition=None if missing else record.partition,
+            offset=None if missing else record.offset,
+        )
+        await self._found(server, finding)
 
     async def _found_unknown(self, record: Record) -> None:
         server = self._server_of_key(record.key)
@@ -948,6 +944,12 @@ async def _batches(rows: AsyncIterator[asyncpg.Record]) -> AsyncIterator[list[as
             batch = []
     if batch:
         yield batch
+
+
+def _known_of(row: asyncpg.Record, *, judged: bool) -> Known:
+    """Return an event as the topics must have it; one that was looked up for its record is published."""
+    topic = TOPIC_OF.get(row["event_type"], "no topic")
+    return Known(row["event_id"], topic, row["partition_key"], row["digest"], row.get("published", True), judged)
 
 
 def _microseconds(at: datetime) -> int:

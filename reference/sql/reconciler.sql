@@ -232,7 +232,7 @@ SELECT DISTINCT k.user_id, k.seq
 
 -- name: events_known
 -- Events by id; $2 is where to begin, for an id that is known to be new.
-SELECT e.event_id::text AS event_id
+SELECT e.event_id::text AS event_id, e.event_type, e.partition_key, md5(e.payload::text) AS digest
   FROM unnest($1::text[]) AS k (event_id)
   JOIN events e ON e.event_id::text = k.event_id
  WHERE e.id > $2
