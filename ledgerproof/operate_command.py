@@ -2,7 +2,7 @@
 
 import asyncio
 import getpass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -12,10 +12,11 @@ from compose.stack import DEFAULT_ROOT, Stack, find_stacks
 from compose.state import stacks_folder
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
-from reference import operations
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
-from reference.reconciliation import CODES, Kind, Pass, Report
+
+if TYPE_CHECKING:
+    from reference.reconciliation import Report
 
 FINDINGS_EXIT: Final = 20
 INCOMPLETE_EXIT: Final = 30
@@ -55,6 +56,8 @@ def reconcile_group() -> None:
 @_json_flag
 def run_command(*, full: bool, server: str | None, name: str | None, as_json: bool) -> int:
     """Run a pass now. Findings are stored, and pause the payouts of the servers concerned."""
+    from reference.reconciliation import Kind, Pass  # noqa: PLC0415 - slow to import
+
     config = _config(name)
     _indexes(config, server)
     kind = Kind.FULL if full else Kind.INCREMENTAL
@@ -70,7 +73,7 @@ def run_command(*, full: bool, server: str | None, name: str | None, as_json: bo
     return exit_code_of(report)
 
 
-def exit_code_of(report: Report) -> int:
+def exit_code_of(report: "Report") -> int:
     """Return the exit code of a pass: findings outweigh what could not be seen."""
     return FINDINGS_EXIT if report.findings else INCOMPLETE_EXIT if report.problems else 0
 
@@ -82,6 +85,8 @@ def exit_code_of(report: Report) -> int:
 @_json_flag
 def status_command(*, limit: int, server: str | None, name: str | None, as_json: bool) -> int:
     """Show the newest passes of every server. Exit code 20 while the payouts of one are paused."""
+    from reference import operations  # noqa: PLC0415 - slow to import
+
     config = _config(name)
     shown: list[dict[str, Any]] = []
     for index in _indexes(config, server):
@@ -121,6 +126,8 @@ def status_command(*, limit: int, server: str | None, name: str | None, as_json:
 @_json_flag
 def findings_command(*, run_id: str | None, limit: int, server: str | None, name: str | None, as_json: bool) -> int:
     """Show what passes found. Exit code 20 if there is anything."""
+    from reference import operations  # noqa: PLC0415 - slow to import
+
     config = _config(name)
     shown: list[dict[str, Any]] = []
     for index in _indexes(config, server):
@@ -128,7 +135,9 @@ def findings_command(*, run_id: str | None, limit: int, server: str | None, name
             rows = asyncio.run(operations.findings_of(config, index, run_id, limit))
         except LedgerError as error:
             raise EnvironmentProblem(f"{config.servers[index].name} cannot be asked: {error}") from error
-        shown += [{"server": config.servers[index].name, **row, "means": CODES.get(row["code"], "")} for row in rows]
+        shown += [
+            {"server": config.servers[index].name, **row, "means": meanings().get(row["code"], "")} for row in rows
+        ]
     if as_json:
         _print_json(shown)
     else:
@@ -150,6 +159,8 @@ def payouts_group() -> None:
 @_json_flag
 def payouts_status_command(*, server: str | None, name: str | None, as_json: bool) -> int:
     """Show whether payouts are paused, since when, by whom and why. Exit code 20 if any are."""
+    from reference import operations  # noqa: PLC0415 - slow to import
+
     config = _config(name)
     gates = [asyncio.run(operations.gate_of(config, index)) for index in _indexes(config, server)]
     if as_json:
@@ -172,6 +183,8 @@ def _change_command(command: str, text: str) -> None:
     @_stack_option
     @_json_flag
     def change(*, server: str, reason: str, name: str | None, as_json: bool) -> int:
+        from reference import operations  # noqa: PLC0415 - slow to import
+
         if not reason.strip() or len(reason) > operations.REASON_MAX:
             raise click.UsageError(f"--reason must have 1 to {operations.REASON_MAX} characters")
         config = _config(name)
@@ -227,6 +240,13 @@ def _state_code(paused: list[bool | None]) -> int:
     return INCOMPLETE_EXIT if None in paused else 0
 
 
+def meanings() -> dict[str, str]:
+    """Return what each code of a finding means."""
+    from reference.reconciliation import CODES  # noqa: PLC0415 - slow to import
+
+    return CODES
+
+
 def _me() -> str:
     """Return who asks: the user of the terminal."""
     try:
@@ -235,7 +255,7 @@ def _me() -> str:
         return "unknown"
 
 
-def _show_report(report: Report) -> None:
+def _show_report(report: "Report") -> None:
     rows = [
         [item.server, item.state, str(item.total), str(item.entries), str(item.events), str(item.records)]
         for item in report.servers
@@ -265,7 +285,7 @@ def _line(finding: dict[str, Any]) -> str:
     ]
     where = ", ".join(f"{word} {value}" for word, value in places if value is not None)
     return (
-        f"{finding['code']} on {finding['server']}: {CODES.get(finding['code'], '')} ({where}): "
+        f"{finding['code']} on {finding['server']}: {meanings().get(finding['code'], '')} ({where}): "
         f"expected {finding['expected']}; found {finding['found']}"
     )
 
