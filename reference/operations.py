@@ -9,7 +9,7 @@ import msgspec
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.sql import load_sql
-from reference.store import connect, meaning_of
+from reference.store import connect, hang_up, meaning_of
 
 ROLE = "ledger_operator"
 TIMEOUT_MS = 30_000
@@ -82,5 +82,5 @@ async def _fetch(config: ServiceConfig, index: int, query: str, *args: object) -
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise meaning_of(error) from error
     finally:
-        connection.terminate()
+        await hang_up(connection)
     return [dict(row) for row in rows]

@@ -35,7 +35,7 @@ from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable
 from reference.routing import shard_of, shard_of_match
 from reference.sql import load_sql
-from reference.store import LEADER_CLASS, connect, meaning_of
+from reference.store import LEADER_CLASS, connect, hang_up, meaning_of
 from reference.topic_audit import TOPICS, Known, Offsets, Partition, Record, Records, TopicsUnreadable
 from reference.uuid7 import uuid7
 
@@ -282,7 +282,7 @@ class Pass:
             self._config.passwords[ROLE],
             statement_timeout_ms=STATEMENT_TIMEOUT_MS,
         )
-        stack.callback(connection.terminate)
+        stack.push_async_callback(hang_up, connection)
         await connection.execute(f"SET work_mem = '{WORK_MEM}'")
         return connection
 

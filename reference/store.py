@@ -17,6 +17,7 @@ from reference.routing import shard_of, shard_of_match
 from reference.sql import load_sql
 
 CONNECT_TIMEOUT_S = 1.0
+HANG_UP_TIMEOUT_S = 1.0
 POOL_SIZE = 4
 LEADER_CLASS = 7
 """First half of the two-part advisory lock keys of leaders; wallet locks use the one-part key space."""
@@ -67,6 +68,14 @@ async def connect(
         )
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise ServerUnavailable(f"{server.name} at {server.host}:{server.port}: {error}") from error
+
+
+async def hang_up(connection: asyncpg.Connection) -> None:
+    """Close a connection in order if the server plays along, and in any case."""
+    try:
+        await connection.close(timeout=HANG_UP_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
 
 
 class Store:

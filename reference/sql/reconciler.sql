@@ -78,9 +78,10 @@ SELECT CASE WHEN b.bet_id IS NULL THEN 'BET_MISSING' WHEN l.seq IS NULL THEN 'BE
 -- name: full_projection
 -- At the projection's own seq: a projection that is behind is late, not wrong. Both are read at one moment, and the
 -- ledger is always written first.
-SELECT CASE WHEN p.seq > coalesce(h.seq, 0) THEN 'PROJECTION_AHEAD' ELSE 'PROJECTION_DIFFERS' END AS code,
+SELECT CASE WHEN l.seq IS NULL AND p.seq > coalesce(h.seq, 0) THEN 'PROJECTION_AHEAD'
+            ELSE 'PROJECTION_DIFFERS' END AS code,
        p.user_id, p.seq, NULL::text AS match_id, NULL::text AS event_id,
-       CASE WHEN p.seq > coalesce(h.seq, 0) THEN format('seq %s at most', coalesce(h.seq, 0))
+       CASE WHEN l.seq IS NULL AND p.seq > coalesce(h.seq, 0) THEN format('seq %s at most', coalesce(h.seq, 0))
             ELSE coalesce(format('balance %s', l.balance_snapshot), 'no such entry') END AS expected,
        format('seq %s, balance %s', p.seq, p.balance) AS found
   FROM wallet_balance_projection p

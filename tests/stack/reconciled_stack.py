@@ -99,7 +99,7 @@ async def filled(stack: Stack) -> World:
 @contextmanager
 def reconciled_stack() -> Iterator[Stack]:
     """Start a stack whose reconciler passes over nothing by itself: the tests say when."""
-    root = Path(__file__).parents[2] / ".ledgerproof" / "tests"
+    root = Path(__file__).parents[2] / ".ledgerproof" / "tests" / "reconciler" / ".ledgerproof"
     spec = StackSpec(servers=2, apis=1, settings={"reconcile_every_s": 0.0, "reconcile_full_at": ""})
     with Stack.start(spec, root=root) as started:
         yield started

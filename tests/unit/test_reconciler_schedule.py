@@ -1,7 +1,9 @@
 """When passes are due, what an outcome of one means for the verdict, and how the command says so."""
 
 import base64
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,10 +13,12 @@ from invariants.verdict import Judgement, Verdict
 from ledgerproof.assess import ReconciliationFacts, _add_reconciliation
 from ledgerproof.cli import cli
 from ledgerproof.operate_command import exit_code_of
+from reference import reconciliation
 from reference.config import ConfigError, ServiceConfig
 from reference.install import scram_verifier
 from reference.reconciler import Schedule
-from reference.reconciliation import Kind, Pass, Report, ServerReport
+from reference.reconciliation import CODES, Kind, Pass, Report, ServerReport
+from reference.sql import load_sql
 
 BASE = {
     "servers": [{"name": "pg0", "host": "localhost", "port": 1}],
@@ -67,6 +71,13 @@ def test_a_schedule_can_be_switched_off() -> None:
 def test_settings_that_would_see_a_late_commit_as_a_gap_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(msgspec.ValidationError, match="reconcile_"):
         config(**wrong)
+
+
+def test_every_code_that_a_pass_can_give_is_explained_and_every_explained_one_can_be_given() -> None:
+    source = Path(reconciliation.__file__).read_text() + "".join(load_sql("reconciler").values())
+    prefixes = "LEDGER|BET|ESCROW|MONEY|PROJECTION|REDIS|EVENT|ENTRY|TOPIC"
+    given = set(re.findall(rf"['\"]((?:{prefixes})_[A-Z_]+)['\"](?!:)", source))
+    assert given == set(CODES)
 
 
 def test_a_line_that_is_no_schedule_is_refused() -> None:
