@@ -33,7 +33,7 @@ from reference.cache import KEY_PREFIX
 from reference.commands import MAX_USER_ID, TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable
-from reference.routing import shard_of, shard_of_match
+from reference.routing import SHARDS, shard_of, shard_of_match
 from reference.sql import load_sql
 from reference.store import LEADER_CLASS, connect, hang_up, meaning_of
 from reference.topic_audit import TOPICS, Known, Offsets, Partition, Record, Records, TopicsUnreadable
@@ -555,6 +555,10 @@ class Pass:
             for server in self._chosen:
                 self._problem(server, "a server is away: the escrow of matches is spread over all of them")
             return
+        if sorted(shard for server in self._up for shard in server.shards) != list(range(SHARDS)):
+            for server in self._chosen:
+                self._problem(server, "a shard is on no server or on two: one is being moved, try again")
+            return
         if self._kind is Kind.INCREMENTAL:
             for server in self._chosen:
                 await self._check_new_settlements(server)
@@ -571,7 +575,7 @@ class Pass:
 
     async def _escrow_of_all(self) -> AsyncIterator[tuple[str, int, int]]:
         """Merge the sums by match of all servers, which each sends in the order of matches."""
-        streams = [_rows(_there(server.snapshot), self._sql["escrow_totals"]) for server in self._up]
+        streams = [_rows(_there(server.snapshot), self._sql["escrow_totals"], server.shards) for server in self._up]
         heads = [await anext(stream, None) for stream in streams]
         while any(head is not None for head in heads):
             match_id = min(head["match_id"] for head in heads if head is not None)
@@ -619,7 +623,9 @@ class Pass:
                 rows = await self._ask_all("orders_in_time", [UUID(bet) for bet in bets])
                 return sum(bets.values()) - sum(bets[row["bet_id"]] for row in rows)
 
-            async for row in _rows(_there(server.snapshot), self._sql["unrefunded_bets"], UUID(match_id)):
+            async for row in _rows(
+                _there(server.snapshot), self._sql["unrefunded_bets"], UUID(match_id), server.shards
+            ):
                 batch[row["bet_id"]] = row["reserve"]
                 if len(batch) >= FETCH_ROWS:
                     held += await in_flight(batch)
@@ -644,7 +650,9 @@ class Pass:
                 users = [bet["user_id"] for bet in bets]
                 ids = [UUID(bet["bet_id"]) for bet in bets]
                 for server in self._up:
-                    held += int(await _there(server.snapshot).fetchval(self._sql["escrow_of_bets"], users, ids))
+                    query = self._sql["escrow_of_bets"]
+                    part = await _there(server.snapshot).fetchval(query, users, ids, server.shards)
+                    held += int(part)
             if held == 0:
                 continue
             states = [*await _there(home.matches).fetch(self._sql["settled"], [UUID(match_id)])]
@@ -694,7 +702,7 @@ class Pass:
             name = key.removeprefix(KEY_PREFIX)
             numbers = [part.lstrip("-") for part in (name, *parts)]
             if len(parts) < 3 or not all(part.isdigit() for part in numbers) or not 0 < int(name) <= MAX_USER_ID:
-                server = self._servers[self._config.routing[shard_of(int(name))] if name.isdigit() else 0]
+                server = self._holder(int(name)) if name.isdigit() else self._chosen[0]
                 finding = Finding("REDIS_MALFORMED", server.name, "seq balance time", f"{key}: {value}"[:200])
                 await self._found(server, finding)
                 continue
@@ -711,7 +719,7 @@ class Pass:
             heads[row["user_id"]] = max(heads[row["user_id"]], row["seq"])
         for user in wrong:
             seq, balance = cached[user]
-            server = self._servers[self._config.routing[shard_of(user)]]
+            server = self._holder(user)
             if user not in ledger and not self._all_up:
                 self._problem(server, "a server is away, and its wallets in Redis cannot be compared")
                 continue
@@ -850,11 +858,17 @@ class Pass:
         """Return the server that would have written a record under this key, or any if the key makes no sense."""
         user = _user_of(key)
         if user is not None:
-            return self._servers[self._config.routing[shard_of(user)]]
+            return self._holder(user)
         try:
             return self._servers[self._config.routing[shard_of_match(UUID(key))]]
         except ValueError:
             return self._chosen[0]
+
+    def _holder(self, user_id: int) -> _Server:
+        """Return the server that holds a wallet's shard now; the configured one if nobody does."""
+        shard = shard_of(user_id)
+        held = [server for server in self._up if shard in server.shards]
+        return held[0] if held else self._servers[self._config.routing[shard]]
 
     async def _in_thread(self, work: Callable[..., Any], *args: object) -> Any:
         """Run blocking work in a thread and wait for its end even when cancelled: it uses what is closed after it."""

@@ -256,9 +256,10 @@ SELECT max(id) FILTER (WHERE created_at < $3) AS id
   FROM (SELECT id, created_at FROM events WHERE id > $1 ORDER BY id LIMIT $2) e
 
 -- name: escrow_totals
--- By match, in the order of the id as text: the same on every server.
+-- By match, in the order of the id as text: the same on every server. $1 and below the shards that count here: a
+-- shard that has moved away may still lie here for a while.
 SELECT match_id::text AS match_id, sum(amount)::numeric AS total, max(user_id) AS user_id
-  FROM wallet_ledger WHERE contra = 'ESCROW' GROUP BY match_id ORDER BY match_id::text COLLATE "C"
+  FROM wallet_ledger WHERE contra = 'ESCROW' AND shard = ANY ($1::smallint[]) GROUP BY match_id ORDER BY match_id::text COLLATE "C"
 
 -- name: settled
 SELECT m.match_id::text AS match_id, m.settlement_version AS version,
@@ -271,7 +272,7 @@ SELECT m.match_id::text AS match_id, m.settlement_version AS version,
 -- Bets of a match without the refund that a bet gets which came too late.
 SELECT b.bet_id::text AS bet_id, b.reserve
   FROM bets b
- WHERE b.match_id = $1
+ WHERE b.match_id = $1 AND b.shard = ANY ($2::smallint[])
    AND NOT EXISTS (SELECT FROM wallet_ledger l
                     WHERE l.shard = b.shard AND l.bet_id = b.bet_id AND l.type = 'REFUND' AND l.contra = 'ESCROW'
                       AND l.settlement_version = 0)
@@ -296,6 +297,7 @@ SELECT user_id, bet_id::text AS bet_id
 SELECT coalesce(-sum(e.amount), 0)::numeric AS held
   FROM unnest($1::bigint[], $2::uuid[]) AS k (user_id, bet_id)
   JOIN bets b ON b.shard = (k.user_id % 100)::smallint AND b.user_id = k.user_id AND b.bet_id = k.bet_id
+             AND b.shard = ANY ($3::smallint[])
  CROSS JOIN LATERAL (
      SELECT l.amount FROM wallet_ledger l WHERE l.shard = b.shard AND l.user_id = b.user_id AND l.seq = b.seq
      UNION ALL

@@ -32,7 +32,6 @@ from reference.errors import PayoutsPaused
 from reference.reconciliation import Kind, Pass
 from reference.writer import Posting, post_entries
 
-
 ROOT = Path(__file__).parents[2]
 
 
