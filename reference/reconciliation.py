@@ -78,6 +78,11 @@ class Kind(StrEnum):
     INCREMENTAL = "INCREMENTAL"
 
 
+PASS_TIMEOUT_S = {Kind.FULL: 6 * 3600.0, Kind.INCREMENTAL: 300.0}
+"""A pass that takes longer is given up as incomplete."""
+ANSWER_TIMEOUT_S = 15.0
+"""For statements that take milliseconds unless their server hangs."""
+
 CODES: dict[str, str] = {
     "LEDGER_GAP": "an entry's number does not follow the one before it",
     "LEDGER_CHAIN": "a balance is not the one before it plus the amount",
@@ -245,9 +250,14 @@ class Pass:
                 await self._open(server, stack)
             if not await self._locked(wait=wait):
                 return None
-            await self._take_snapshots(stack)
             try:
-                await self._check()
+                # A server that hangs (it takes connections and does not answer) must not hold up every later pass.
+                async with asyncio.timeout(PASS_TIMEOUT_S[self._kind]):
+                    await self._take_snapshots(stack)
+                    await self._check()
+            except TimeoutError:
+                for server in self._chosen:
+                    self._problem(server, f"given up after {PASS_TIMEOUT_S[self._kind]:.0f} s")
             finally:
                 self._stopping.set()
             for server in self._chosen:
@@ -283,7 +293,7 @@ class Pass:
             statement_timeout_ms=STATEMENT_TIMEOUT_MS,
         )
         stack.push_async_callback(hang_up, connection)
-        await connection.execute(f"SET work_mem = '{WORK_MEM}'")
+        await connection.execute(f"SET work_mem = '{WORK_MEM}'", timeout=ANSWER_TIMEOUT_S)
         return connection
 
     async def _open(self, server: _Server, stack: AsyncExitStack) -> None:
@@ -299,9 +309,14 @@ class Pass:
                 continue
             try:
                 if wait:
-                    await server.fresh.execute("SELECT pg_advisory_lock($1, $2)", LEADER_CLASS, RECONCILER_LEADER)
+                    await server.fresh.execute(
+                        "SELECT pg_advisory_lock($1, $2)",
+                        LEADER_CLASS,
+                        RECONCILER_LEADER,
+                        timeout=PASS_TIMEOUT_S[Kind.FULL],
+                    )
                 elif not await server.fresh.fetchval(
-                    "SELECT pg_try_advisory_lock($1, $2)", LEADER_CLASS, RECONCILER_LEADER
+                    "SELECT pg_try_advisory_lock($1, $2)", LEADER_CLASS, RECONCILER_LEADER, timeout=ANSWER_TIMEOUT_S
                 ):
                     return False
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
@@ -887,7 +902,7 @@ class Pass:
         report.state = "FINDINGS" if report.total else "INCOMPLETE" if report.problems else "CLEAN"
         connection = _there(server.fresh)
         try:
-            async with connection.transaction():
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), connection.transaction():
                 run_no = await connection.fetchval(
                     self._sql["store_run"],
                     self._run_id,

@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 
 from compose.stack import Stack
 from ledgerproof.collect import drain
-from reference import operations
+from reference import operations, reconciliation
 from reference.commands import Contra, EntryType
 from reference.errors import PayoutsPaused
 from reference.reconciliation import Kind, Pass
@@ -441,6 +441,28 @@ async def test_what_cannot_be_read_is_a_gap_and_no_finding(world: World, node: s
     assert {server.state for server in report.servers if not (node == "pg1" and server.server == "pg1")} == {
         "INCOMPLETE"
     }
+
+
+async def test_a_server_that_hangs_ends_a_pass_and_not_the_reconciler(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation, "PASS_TIMEOUT_S", dict.fromkeys(Kind, 3.0))
+    monkeypatch.setattr(reconciliation, "ANSWER_TIMEOUT_S", 3.0)
+    check = Pass._check
+
+    async def hanging(self: Pass) -> None:
+        await asyncio.to_thread(world.stack.pause, "pg1")
+        await check(self)
+
+    monkeypatch.setattr(Pass, "_check", hanging)
+    try:
+        async with asyncio.timeout(60):
+            report = await world.run()
+    finally:
+        await asyncio.to_thread(world.stack.heal)
+    assert report.findings == 0
+    assert any("given up after 3 s" in problem for problem in report.problems)
+    assert [server.state for server in report.servers] == ["INCOMPLETE", "INCOMPLETE"]
 
 
 async def test_two_passes_at_once_take_turns_and_a_scheduled_one_gives_way(world: World) -> None:
