@@ -64,6 +64,8 @@ HEAL_TIMEOUT_S: Final = 60.0
 LEAD_S: Final = 0.5
 """The load begins this much after everything is ready to measure it."""
 SHOW_EVERY_S: Final = 0.5
+RECONCILE_EVERY_S: Final = 15.0
+"""A run is short: the reconciler passes over what is new more often, so that it does so during the faults too."""
 PASSES_READ_MAX: Final = 2_000
 FINDINGS_READ_MAX: Final = 2_000
 EXAMPLES_MAX: Final = 5
@@ -223,7 +225,13 @@ def _open_recording(folder: Path, options: Options, schedule: Schedule) -> Recor
 
 def _start_stack(options: Options, recording: Recording, progress: Progress) -> Stack:
     """Start the stack; whatever prevents it ends the run before it began."""
-    spec = StackSpec(servers=options.servers, apis=options.apis, base_port=options.base_port, keep=options.keep)
+    spec = StackSpec(
+        servers=options.servers,
+        apis=options.apis,
+        base_port=options.base_port,
+        keep=options.keep,
+        settings={"reconcile_every_s": RECONCILE_EVERY_S},
+    )
     title = f"Starting {options.servers} Postgres servers, Kafka, Redis and the service"
     try:
         with timed(recording.facts, "stack_s"), progress.step(title) as step:
