@@ -395,7 +395,7 @@ class Pass:
                 finding.code,
                 finding.server,
                 CODES[finding.code],
-                extra={"fields": {"ledgerproof.finding": msgspec.to_builtins(finding), "run.id": str(self._run_id)}},
+                extra={"ledgerproof": {"finding": msgspec.to_builtins(finding), "run": str(self._run_id)}},
             )
         concerned = self._chosen if finding.code.startswith("ESCROW") else [server]
         for one in concerned:
