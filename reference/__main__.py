@@ -12,7 +12,7 @@ from reference.errors import LedgerError
 from reference.install import install
 from reference.service import configure_logging, run_process
 
-WORKERS = ("api", "relay", "matcher", "settler", "projector")
+WORKERS = ("api", "relay", "matcher", "settler", "projector", "reconciler")
 
 
 def main() -> int:

@@ -49,6 +49,11 @@ DECLARE
     bets_placed  integer;
     refused      integer;
 BEGIN
+    -- By the login and not by an argument: the settler cannot pay past a closed gate.
+    IF session_user = 'ledger_settler' THEN
+        PERFORM payouts_open();
+    END IF;
+
     -- Lock the wallets in ascending order, so that no two batches can wait for each other.
     IF commands = 1 THEN
         wallets := p_user;
