@@ -12,6 +12,8 @@ import msgspec
 
 from reference import exchange, metrics
 from reference.answers import (
+    AdvancesView,
+    AdvanceView,
     BalanceView,
     BetView,
     CancelAnswer,
@@ -21,6 +23,7 @@ from reference.answers import (
     MatchAnswer,
     MatchView,
     Problem,
+    ResettleAnswer,
 )
 from reference.cache import Balance, Cache
 from reference.commands import (
@@ -36,6 +39,7 @@ from reference.commands import (
     MatchState,
     Outcome,
     PlaceBet,
+    ResettleMatch,
     SettleMatch,
     Withdraw,
 )
@@ -58,6 +62,7 @@ RESERVED_KEYS = "ledger:"
 MAX_OUTCOMES = 64
 MAX_OUTCOME_LENGTH = 32
 MAX_CLOSES_AT_MS = 253_402_300_799_000
+MAX_SETTLEMENT_VERSION = 2**15 - 1
 
 JSON = [("content-type", "application/json")]
 PROBLEM = [("content-type", "application/problem+json")]
@@ -69,6 +74,7 @@ _withdraw = msgspec.json.Decoder(Withdraw).decode
 _place_bet = msgspec.json.Decoder(PlaceBet).decode
 _create_match = msgspec.json.Decoder(CreateMatch).decode
 _settle_match = msgspec.json.Decoder(SettleMatch).decode
+_resettle_match = msgspec.json.Decoder(ResettleMatch).decode
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 _Command = TypeVar("_Command")
@@ -169,6 +175,10 @@ class Api:
                 return "close", lambda scope, proto: self._move_match(scope, proto, match_id, MatchState.CLOSED)
             case "POST", ["v1", "matches", match_id, "settle"]:
                 return "settle", lambda scope, proto: self._move_match(scope, proto, match_id, MatchState.SETTLING)
+            case "POST", ["v1", "matches", match_id, "resettle"]:
+                return "resettle", lambda scope, proto: self._resettle_match(scope, proto, match_id)
+            case "GET", ["v1", "wallets", user, "advances"]:
+                return "advances", lambda scope, proto: self._advances(user)
             case "POST", ["v1", "matches", match_id, "void"]:
                 return "void", lambda scope, proto: self._move_match(scope, proto, match_id, MatchState.VOID)
             case "GET", ["openapi.json"]:
@@ -305,6 +315,25 @@ class Api:
         done = await exchange.transition_match(self._store, match_id, to, result)
         self._matches.forget(match_id)
         return _match_answer(match_id, done)
+
+    async def _resettle_match(self, scope: Any, proto: Any, match: str) -> Answer:
+        match_id, key = _uuid("match_id", match), _key(scope)
+        command = _decode(_resettle_match, await _body(scope, proto))
+        if command.result is not None:
+            _storable("result", command.result)
+        if command.corrects_version is not None:
+            _within("corrects_version", command.corrects_version, 1, MAX_SETTLEMENT_VERSION)
+        done = await exchange.resettle_match(self._store, match_id, command, key)
+        status = done["status"]
+        if status not in (Outcome.ACCEPTED, Outcome.REPLAYED):
+            return _match_answer(match_id, done)
+        answer = ResettleAnswer(Outcome.ACCEPTED, status == Outcome.REPLAYED, match_id, done["state"], done["version"])
+        return 202, JSON, _encode(answer)
+
+    async def _advances(self, user: str) -> Answer:
+        rows = await exchange.advances(self._store, _user(user))
+        bets = [AdvanceView(row["match_id"], row["bet_id"], row["owed"]) for row in rows]
+        return 200, JSON, _encode(AdvancesView(sum(bet.owed_minor for bet in bets), bets))
 
     async def _match(self, match: str) -> Answer:
         match_id = _uuid("match_id", match)

@@ -12,6 +12,7 @@ _COMMANDS: list[type] = [
     commands.PlaceBet,
     commands.CreateMatch,
     commands.SettleMatch,
+    commands.ResettleMatch,
 ]
 _ANSWERS: list[type] = [
     answers.CommandAnswer,
@@ -21,6 +22,8 @@ _ANSWERS: list[type] = [
     answers.BetView,
     answers.BalanceView,
     answers.EntriesView,
+    answers.ResettleAnswer,
+    answers.AdvancesView,
     answers.Problem,
 ]
 
@@ -71,6 +74,8 @@ def document() -> dict[str, Any]:
             "/v1/matches/{match_id}": _query("match", "MatchView", "match_id"),
             "/v1/matches/{match_id}/close": _command("closeMatch", None, "MatchAnswer", "match_id"),
             "/v1/matches/{match_id}/settle": _command("settleMatch", "SettleMatch", "MatchAnswer", "match_id"),
+            "/v1/matches/{match_id}/resettle": _command("resettleMatch", "ResettleMatch", "ResettleAnswer", "match_id"),
+            "/v1/wallets/{user_id}/advances": _query("advances", "AdvancesView", "user_id"),
             "/v1/matches/{match_id}/void": _command("voidMatch", None, "MatchAnswer", "match_id"),
         },
         "components": {"schemas": components},
