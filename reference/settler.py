@@ -224,13 +224,16 @@ class Settlement:
                 return False
             terms = _Terms.of_row(rows[0])
             position = rows[0]["last_arrival"]
-            while True:
-                page = await self._fetch("page", self._match_id, position, page_orders)
-                if not page:
-                    break
+            page = await self._fetch("page", self._match_id, position, page_orders)
+            while page:
                 orders = [order_of(row) for row in page]
-                self.entries += await self._settle_page(orders, terms)
                 reached = orders[-1].arrival
+                # What is read of an order never changes once its match is being settled, so the next page can be
+                # read while this one is posted.
+                posted, page = await asyncio.gather(
+                    self._settle_page(orders, terms), self._fetch("page", self._match_id, reached, page_orders)
+                )
+                self.entries += posted
                 await self._move("mark_page", terms.version, position, reached)
                 position = reached
                 self.bets += len(orders)

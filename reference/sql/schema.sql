@@ -174,7 +174,9 @@ CREATE TABLE fills (
     liability   bigint      NOT NULL CHECK (liability >= 0),
     winnings    bigint      NOT NULL CHECK (winnings BETWEEN 0 AND liability),
     filled_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (match_id, fill_no)
+    PRIMARY KEY (match_id, fill_no),
+    -- Second line of defence: the book already passes over its owner's orders.
+    CONSTRAINT fills_two_wallets CHECK (back_user <> lay_user)
 );
 
 -- Cancels by key; one without an order yet waits for the bet to arrive at the matcher.

@@ -43,7 +43,8 @@ WITH moved AS (
 ), marked AS (
     UPDATE orders o SET state = m.bet_state
       FROM moved m
-     WHERE o.match_id = m.match_id AND o.arrival > $3 AND o.arrival <= $4 AND o.state <> 'CANCELLED'
+     WHERE o.match_id = m.match_id AND o.arrival > $3 AND o.arrival <= $4
+       AND o.state NOT IN ('CANCELLED', m.bet_state)
 )
 SELECT match_id FROM moved
 
