@@ -5,6 +5,10 @@
 -- Post a batch of commands, all of wallets this server holds, in one transaction. Arrays run in parallel, one
 -- element a command. Returns one row a command: its status (ACCEPTED, REPLAYED or a refusal) and, when accepted,
 -- the entry's seq and the balance after it. The caller never puts one (user, key) twice into one batch.
+--
+-- Keys are hardly ever repeated, so an accepted command's key is not looked up: the unique key refuses a repeated
+-- one, and the batch is then decided once more with every key looked up. A refusal needs the look-up at once,
+-- because refusing what was accepted before would be a wrong answer that no constraint sees.
 CREATE FUNCTION ledger_post(
     p_created_by  text,
     p_user        bigint[],
@@ -25,79 +29,118 @@ CREATE FUNCTION ledger_post(
 ) RETURNS TABLE (command_no integer, status text, entry_seq bigint, entry_balance bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
 DECLARE
+    commands     CONSTANT integer := cardinality(p_user);
     wallets      bigint[];
-    slots        integer[];
+    first_seq    bigint[];
+    first_balance bigint[];
     head_seq     bigint[];
     head_balance bigint[];
     known        boolean[];
-    statuses     text[] := array_fill(NULL::text, ARRAY[cardinality(p_user)]);
-    seqs         bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_user)]);
-    balances     bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_user)]);
+    statuses     text[];
+    seqs         bigint[];
+    balances     bigint[];
     posted_at    timestamptz;
     slot         integer;
-    accepted     integer := 0;
-    refused      integer := 0;
+    one_seq      bigint;
+    one_balance  bigint;
+    replayed     boolean;
+    status_now   text;
+    accepted     integer;
+    bets_placed  integer;
+    refused      integer;
 BEGIN
     -- Lock the wallets in ascending order, so that no two batches can wait for each other.
-    wallets := ARRAY(SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u);
+    IF commands = 1 THEN
+        wallets := p_user;
+    ELSE
+        wallets := ARRAY(SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u);
+    END IF;
     PERFORM pg_advisory_xact_lock(u) FROM unnest(wallets) AS u;
 
-    -- Only a statement begun after the locks were granted sees what the previous holders committed.
-    SELECT array_agg(coalesce(h.seq, 0) ORDER BY w.slot), array_agg(coalesce(h.balance_snapshot, 0) ORDER BY w.slot)
-      INTO head_seq, head_balance
-      FROM unnest(wallets) WITH ORDINALITY AS w (user_id, slot)
-      LEFT JOIN LATERAL (
-          SELECT l.seq, l.balance_snapshot FROM wallet_ledger l
-           WHERE l.shard = (w.user_id % 100)::smallint AND l.user_id = w.user_id
-           ORDER BY l.seq DESC LIMIT 1) h ON true;
-    SELECT array_agg(w.slot ORDER BY c.no),
-           array_agg(EXISTS (SELECT FROM wallet_ledger l
-                              WHERE l.shard = (c.user_id % 100)::smallint AND l.user_id = c.user_id
-                                AND l.idempotent_key = c.key)
-                  OR EXISTS (SELECT FROM refusals r
-                              WHERE r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id
-                                AND r.idempotent_key = c.key)
-                     ORDER BY c.no)
-      INTO slots, known
-      FROM unnest(p_user, p_key) WITH ORDINALITY AS c (user_id, key, no)
-      JOIN unnest(wallets) WITH ORDINALITY AS w (user_id, slot) USING (user_id);
+    -- Only a statement begun after the locks were granted sees what the previous holders committed. One look-up a
+    -- wallet opens one partition; a set-based statement would open all of them for every batch.
+    FOR slot IN 1 .. cardinality(wallets) LOOP
+        SELECT l.seq, l.balance_snapshot INTO one_seq, one_balance FROM wallet_ledger l
+         WHERE l.shard = (wallets[slot] % 100)::smallint AND l.user_id = wallets[slot] ORDER BY l.seq DESC LIMIT 1;
+        first_seq[slot] := coalesce(one_seq, 0);
+        first_balance[slot] := coalesce(one_balance, 0);
+    END LOOP;
+    IF EXISTS (SELECT FROM unnest(p_user, p_key) AS c (user_id, key)
+                 JOIN refusals r ON r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id
+                                AND r.idempotent_key = c.key) THEN
+        known := ledger_known(p_user, p_key);
+    END IF;
 
-    -- Decide one command after the other: a command sees the funds that those before it left.
-    FOR i IN 1 .. cardinality(p_user) LOOP
-        slot := slots[i];
-        IF known[i] THEN
-            statuses[i] := 'REPLAYED';
-        ELSIF p_refusal[i] IS NOT NULL THEN
-            statuses[i] := p_refusal[i];
-            refused := refused + 1;
-        ELSIF head_balance[slot] + p_amount[i] < 0 THEN
-            statuses[i] := 'INSUFFICIENT_FUNDS';
-            refused := refused + 1;
-        ELSE
-            head_seq[slot] := head_seq[slot] + 1;
-            head_balance[slot] := head_balance[slot] + p_amount[i];
-            statuses[i] := 'ACCEPTED';
-            seqs[i] := head_seq[slot];
-            balances[i] := head_balance[slot];
-            accepted := accepted + 1;
-        END IF;
+    LOOP
+        -- Decide one command after the other: a command sees the funds that those before it left.
+        head_seq := first_seq;
+        head_balance := first_balance;
+        statuses := array_fill(NULL::text, ARRAY[commands]);
+        seqs := array_fill(NULL::bigint, ARRAY[commands]);
+        balances := array_fill(NULL::bigint, ARRAY[commands]);
+        accepted := 0;
+        bets_placed := 0;
+        refused := 0;
+        FOR i IN 1 .. commands LOOP
+            slot := array_position(wallets, p_user[i]);
+            status_now := CASE WHEN known[i] THEN 'REPLAYED'
+                               WHEN p_refusal[i] IS NOT NULL THEN p_refusal[i]
+                               WHEN head_balance[slot] + p_amount[i] < 0 THEN 'INSUFFICIENT_FUNDS'
+                               ELSE 'ACCEPTED' END;
+            IF status_now = 'ACCEPTED' THEN
+                head_seq[slot] := head_seq[slot] + 1;
+                head_balance[slot] := head_balance[slot] + p_amount[i];
+                seqs[i] := head_seq[slot];
+                balances[i] := head_balance[slot];
+                accepted := accepted + 1;
+                IF p_side[i] IS NOT NULL THEN
+                    bets_placed := bets_placed + 1;
+                END IF;
+            ELSIF status_now <> 'REPLAYED' THEN
+                IF known IS NULL THEN
+                    SELECT EXISTS (SELECT FROM wallet_ledger l
+                                    WHERE l.shard = (p_user[i] % 100)::smallint AND l.user_id = p_user[i]
+                                      AND l.idempotent_key = p_key[i]) INTO replayed;
+                    IF replayed THEN
+                        status_now := 'REPLAYED';
+                    END IF;
+                END IF;
+                IF status_now <> 'REPLAYED' THEN
+                    refused := refused + 1;
+                END IF;
+            END IF;
+            statuses[i] := status_now;
+        END LOOP;
+
+        posted_at := clock_timestamp();
+        BEGIN
+            IF accepted > 0 THEN
+                INSERT INTO wallet_ledger (shard, user_id, seq, type, amount, contra, match_id, bet_id,
+                                           settlement_version, balance_snapshot, idempotent_key, created_by, created_at)
+                SELECT (c.user_id % 100)::smallint, c.user_id, c.seq, c.type, c.amount, c.contra, c.match_id, c.bet_id,
+                       c.version, c.balance, c.key, p_created_by, posted_at
+                  FROM unnest(p_user, seqs, p_type, p_amount, p_contra, p_match, p_bet, p_version, balances, p_key)
+                       AS c (user_id, seq, type, amount, contra, match_id, bet_id, version, balance, key)
+                 WHERE c.seq IS NOT NULL;
+            END IF;
+            EXIT;
+        EXCEPTION WHEN unique_violation THEN
+            IF known IS NOT NULL THEN
+                RAISE;
+            END IF;
+            known := ledger_known(p_user, p_key);
+        END;
     END LOOP;
 
-    posted_at := clock_timestamp();
-    IF accepted > 0 THEN
-        INSERT INTO wallet_ledger (shard, user_id, seq, type, amount, contra, match_id, bet_id, settlement_version,
-                                   balance_snapshot, idempotent_key, created_by, created_at)
-        SELECT (c.user_id % 100)::smallint, c.user_id, c.seq, c.type, c.amount, c.contra, c.match_id, c.bet_id,
-               c.version, c.balance, c.key, p_created_by, posted_at
-          FROM unnest(p_user, seqs, p_type, p_amount, p_contra, p_match, p_bet, p_version, balances, p_key, statuses)
-               AS c (user_id, seq, type, amount, contra, match_id, bet_id, version, balance, key, status)
-         WHERE c.status = 'ACCEPTED';
+    IF bets_placed > 0 THEN
         INSERT INTO bets (shard, user_id, bet_id, seq, match_id, outcome, side, odds, stake, reserve, placed_at)
         SELECT (c.user_id % 100)::smallint, c.user_id, c.bet_id, c.seq, c.match_id, c.outcome, c.side, c.odds,
                c.stake, -c.amount, posted_at
-          FROM unnest(p_user, p_bet, seqs, p_match, p_outcome, p_side, p_odds, p_stake, p_amount, statuses)
-               AS c (user_id, bet_id, seq, match_id, outcome, side, odds, stake, amount, status)
-         WHERE c.status = 'ACCEPTED' AND c.side IS NOT NULL;
+          FROM unnest(p_user, p_bet, seqs, p_match, p_outcome, p_side, p_odds, p_stake, p_amount)
+               AS c (user_id, bet_id, seq, match_id, outcome, side, odds, stake, amount)
+         WHERE c.seq IS NOT NULL AND c.side IS NOT NULL;
+    END IF;
+    IF accepted > 0 THEN
         INSERT INTO events (aggregate_type, aggregate_id, event_type, partition_key, payload, causality_chain,
                             traceparent, created_at)
         SELECT CASE WHEN c.side IS NULL THEN 'Wallet' ELSE 'Bet' END,
@@ -115,11 +158,10 @@ BEGIN
                END,
                c.bet_id, c.traceparent, posted_at
           FROM unnest(p_user, seqs, p_type, p_amount, p_contra, p_match, p_bet, p_version, balances, p_outcome,
-                      p_side, p_odds, p_stake, p_traceparent, statuses) WITH ORDINALITY
+                      p_side, p_odds, p_stake, p_traceparent)
                AS c (user_id, seq, type, amount, contra, match_id, bet_id, version, balance, outcome, side, odds,
-                     stake, traceparent, status, no)
-         WHERE c.status = 'ACCEPTED'
-         ORDER BY c.no;
+                     stake, traceparent)
+         WHERE c.seq IS NOT NULL;
     END IF;
     IF refused > 0 THEN
         INSERT INTO refusals (shard, user_id, idempotent_key, outcome, command, created_at)
@@ -130,6 +172,19 @@ BEGIN
     RETURN QUERY SELECT c.no::integer, c.status, c.seq, c.balance
                    FROM unnest(statuses, seqs, balances) WITH ORDINALITY AS c (status, seq, balance, no);
 END $$;
+
+-- Which of these keys were answered before, by an entry or by a refusal; one element a key.
+CREATE FUNCTION ledger_known(p_user bigint[], p_key text[]) RETURNS boolean[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, public AS $$
+    SELECT array_agg(EXISTS (SELECT FROM wallet_ledger l
+                              WHERE l.shard = (c.user_id % 100)::smallint AND l.user_id = c.user_id
+                                AND l.idempotent_key = c.key)
+                  OR EXISTS (SELECT FROM refusals r
+                              WHERE r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id
+                                AND r.idempotent_key = c.key)
+                     ORDER BY c.no)
+      FROM unnest(p_user, p_key) WITH ORDINALITY AS c (user_id, key, no)
+$$;
 
 -- What was answered under keys that were seen before: the entry and its bet, or the refusal.
 CREATE FUNCTION ledger_answers(p_user bigint[], p_key text[])
@@ -363,6 +418,93 @@ BEGIN
                         CASE c.outcome WHEN 'ACCEPTED' THEN o.stake - o.matched_stake ELSE 0 END, amount;
 END $$;
 
+-- Roll back the bet that was, or will be, placed under a key. The wallet's lock decides between a bet and its
+-- rollback that arrive together. Status: ROLLED_BACK or REPLAYED (there was no such bet; a tombstone makes sure that
+-- there never will be), NOTHING (the bet was refused), PLACED (it stands, with its match: cancel it there), or
+-- REPLAYED_DIFFERENTLY (the key belongs to a command that is no bet).
+CREATE FUNCTION bet_rollback(p_user bigint, p_key text)
+RETURNS TABLE (status text, bet uuid, match uuid)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    placed  record;
+    refused record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(p_user);
+    SELECT l.bet_id, l.match_id, b.bet_id IS NOT NULL AS is_bet INTO placed
+      FROM wallet_ledger l
+      LEFT JOIN bets b ON b.shard = l.shard AND b.user_id = l.user_id AND b.bet_id = l.bet_id AND b.seq = l.seq
+     WHERE l.shard = (p_user % 100)::smallint AND l.user_id = p_user AND l.idempotent_key = p_key;
+    IF FOUND THEN
+        RETURN QUERY SELECT CASE WHEN placed.is_bet THEN 'PLACED' ELSE 'REPLAYED_DIFFERENTLY' END,
+                            placed.bet_id, placed.match_id;
+        RETURN;
+    END IF;
+    SELECT r.outcome, r.command ->> 'op' AS op INTO refused
+      FROM refusals r
+     WHERE r.shard = (p_user % 100)::smallint AND r.user_id = p_user AND r.idempotent_key = p_key;
+    IF FOUND THEN
+        RETURN QUERY SELECT CASE WHEN refused.outcome = 'ROLLED_BACK' THEN 'REPLAYED'
+                                 WHEN refused.op = 'bet' THEN 'NOTHING' ELSE 'REPLAYED_DIFFERENTLY' END,
+                            NULL::uuid, NULL::uuid;
+        RETURN;
+    END IF;
+    INSERT INTO refusals (shard, user_id, idempotent_key, outcome, command, created_at)
+        VALUES ((p_user % 100)::smallint, p_user, p_key, 'ROLLED_BACK', '{"op": "rollback"}', clock_timestamp());
+    RETURN QUERY SELECT 'ROLLED_BACK', NULL::uuid, NULL::uuid;
+END $$;
+
+-- Sums over a wallet's entries: those of its row in wallet_stats and at most p_limit that follow it. `complete` is
+-- false while there are more; asking again goes on from there.
+CREATE FUNCTION wallet_statistics(p_user bigint, p_limit integer)
+RETURNS TABLE (seq bigint, deposits bigint, deposited bigint, withdrawals bigint, withdrawn bigint, bets bigint,
+               staked bigint, payouts bigint, won bigint, refunds bigint, refunded bigint, commission bigint,
+               complete boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    known  wallet_stats;
+    fresh  wallet_stats;
+    shard_ smallint := (p_user % 100)::smallint;
+BEGIN
+    SELECT * INTO known FROM wallet_stats w WHERE w.shard = shard_ AND w.user_id = p_user;
+    IF NOT FOUND THEN
+        known := ROW(shard_, p_user, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)::wallet_stats;
+    END IF;
+    SELECT shard_, p_user, known.seq + count(*),
+           known.deposits + count(*) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'CREDIT'),
+           known.deposited + coalesce(sum(e.amount) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'CREDIT'), 0),
+           known.withdrawals + count(*) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'DEBIT'),
+           known.withdrawn - coalesce(sum(e.amount) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'DEBIT'), 0),
+           known.bets + count(*) FILTER (WHERE e.placed),
+           known.staked - coalesce(sum(e.amount) FILTER (WHERE e.placed), 0),
+           known.payouts + count(*) FILTER (WHERE e.type = 'PAYOUT'),
+           known.won + coalesce(sum(e.amount) FILTER (WHERE e.type = 'PAYOUT' OR e.taken_back), 0),
+           known.refunds + count(*) FILTER (WHERE e.type = 'REFUND'),
+           known.refunded + coalesce(sum(e.amount) FILTER (WHERE e.type = 'REFUND'), 0),
+           known.commission - coalesce(sum(e.amount) FILTER (WHERE e.contra = 'HOUSE'), 0)
+      INTO fresh
+      FROM (SELECT l.type, l.contra, l.amount,
+                   l.type = 'DEBIT' AND l.contra = 'ESCROW' AND l.settlement_version IS NULL AS placed,
+                   l.type = 'DEBIT' AND l.contra = 'ESCROW' AND l.settlement_version IS NOT NULL AS taken_back
+              FROM wallet_ledger l
+             WHERE l.shard = shard_ AND l.user_id = p_user AND l.seq > known.seq
+             ORDER BY l.seq LIMIT p_limit) e;
+    -- A write for every few hundred entries, never one for every read.
+    IF fresh.seq >= known.seq + 256 THEN
+        INSERT INTO wallet_stats AS w SELECT fresh.*
+            ON CONFLICT (shard, user_id) DO UPDATE
+           SET seq = excluded.seq, deposits = excluded.deposits, deposited = excluded.deposited,
+               withdrawals = excluded.withdrawals, withdrawn = excluded.withdrawn, bets = excluded.bets,
+               staked = excluded.staked, payouts = excluded.payouts, won = excluded.won,
+               refunds = excluded.refunds, refunded = excluded.refunded, commission = excluded.commission
+         WHERE w.seq < excluded.seq;
+    END IF;
+    RETURN QUERY SELECT fresh.seq, fresh.deposits, fresh.deposited::bigint, fresh.withdrawals, fresh.withdrawn::bigint,
+                        fresh.bets, fresh.staked::bigint, fresh.payouts, fresh.won::bigint, fresh.refunds,
+                        fresh.refunded::bigint, fresh.commission::bigint,
+                        NOT EXISTS (SELECT FROM wallet_ledger l
+                                     WHERE l.shard = shard_ AND l.user_id = p_user AND l.seq > fresh.seq);
+END $$;
+
 -- name: grants
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
@@ -370,6 +512,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO ledger_auditor;
 GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection TO ledger_api;
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, match_resettle, bet_cancel
     TO ledger_api;
+GRANT EXECUTE ON FUNCTION bet_rollback, wallet_statistics TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;
 GRANT SELECT, UPDATE ON matches, orders, cancels TO ledger_matcher;
 GRANT SELECT, INSERT ON orders, fills, events TO ledger_matcher;
