@@ -170,7 +170,7 @@ async def test_a_wallet_that_spent_its_wrong_payout_stays_at_zero_and_owes_the_h
 
 
 async def test_what_a_wallet_owes_is_part_of_what_the_api_says(
-    floor: Floor, store: Store, keep_away: Any, api_bases: list[str]
+    floor: Floor, store: Store, keep_away: Any, api_bases: list[str], operator: dict[str, str]
 ) -> None:
     match_id = await floor.open_match()
     await keep_away(match_id)
@@ -182,7 +182,7 @@ async def test_what_a_wallet_owes_is_part_of_what_the_api_says(
     await floor.move(match_id, MatchState.CLOSED)
     await settled(floor, store, match_id, "HOME")
     assert await floor.spend([winner]) == {winner: 198}
-    async with aiohttp.ClientSession(api_bases[0]) as http:
+    async with aiohttp.ClientSession(api_bases[0], headers=operator) as http:
         url, headers = f"/v1/matches/{match_id}/resettle", {"Idempotency-Key": "again"}
         answers = []
         for body in ({"result": "AWAY"}, {"result": "AWAY"}, {"result": "DRAW"}):
