@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -36,6 +37,7 @@ from reference.config import ServiceConfig, load_config
 from reference.exchange import create_match, resettle_match, transition_match
 from reference.ledger import reserve_of
 from reference.matcher import Arrival, BetCreated, BookCache, apply_orders
+from reference.sql import load_sql
 from reference.store import Store
 from reference.writer import Posting, post_entries
 
@@ -107,10 +109,23 @@ async def paid(store: Store, arrivals: Sequence[Arrival]) -> None:
     )
 
 
-async def matched(store: Store, arrivals: Sequence[Arrival]) -> tuple[float, float, int]:
-    """Match arrivals of one home server; return seconds, CPU seconds of this process, and fills."""
+async def matched(
+    store: Store, arrivals: Sequence[Arrival], by_statement: dict[str, float] | None = None
+) -> tuple[float, float, int]:
+    """Match arrivals of one home server; return seconds, CPU seconds of this process, and fills.
+
+    `by_statement` gets the seconds of each statement, from sending it to its last row.
+    """
     books, fills = BookCache(), 0
     connection = await store.connect(store.home_of(arrivals[0].bet.match_id))
+    if by_statement is not None:
+        name_of = {text: name for name, text in load_sql("matcher").items()}
+
+        def log(record: Any) -> None:
+            name = name_of.get(record.query, record.query)
+            by_statement[name] = by_statement.get(name, 0.0) + record.elapsed
+
+        connection.add_query_logger(log)
     started, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(arrivals), BATCH):
         result = await apply_orders(connection, books, arrivals[start : start + BATCH], 60.0)
@@ -188,10 +203,13 @@ async def measure(config_path: Path, config: ServiceConfig, arguments: argparse.
     profiler = cProfile.Profile()
     if arguments.profile:
         profiler.enable()
-    seconds, cpu_s, fills = await matched(matcher, some)
+    by_statement: dict[str, float] | None = {} if arguments.profile else None
+    seconds, cpu_s, fills = await matched(matcher, some, by_statement)
     if arguments.profile:
         profiler.disable()
         pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+        for name, spent_s in sorted((by_statement or {}).items(), key=lambda item: -item[1]):
+            print(f"    {1000 * spent_s / (len(some) / BATCH):8.2f} ms a batch   {name}")
     report["matcher"] = {"bets_per_s": len(some) / seconds, "fills": fills, "cpu_ms_per_bet": 1000 * cpu_s / len(some)}
     print(f"matcher   {len(some) / seconds:8.0f} bets/s   {fills} fills   {1000 * cpu_s / len(some):.3f} CPU-ms a bet")
 

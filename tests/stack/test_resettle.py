@@ -31,7 +31,8 @@ from reference.store import Store
 
 TEST_CLASS = 9_001
 """The class of these tests' own settlement locks."""
-DEATHS = 6
+DEATHS = 4
+"""How often a settler process is killed in each version of a match."""
 
 
 @pytest.fixture
