@@ -82,6 +82,7 @@ OPERATIONS: Final = (
     "create_match",
     "close_match",
     "settle_match",
+    "resettle_match",
 )
 """Operations that must succeed at least once for a run to prove anything."""
 

@@ -22,6 +22,7 @@ from reference.commands import (
     MatchState,
     Outcome,
     PlaceBet,
+    ResettleMatch,
     Rollback,
     SettleMatch,
     Withdraw,
@@ -60,6 +61,7 @@ _withdraw = msgspec.json.Decoder(Withdraw).decode
 _place_bet = msgspec.json.Decoder(PlaceBet).decode
 _create_match = msgspec.json.Decoder(CreateMatch).decode
 _settle_match = msgspec.json.Decoder(SettleMatch).decode
+_resettle_match = msgspec.json.Decoder(ResettleMatch).decode
 _rollback = msgspec.json.Decoder(Rollback).decode
 
 Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer]]
@@ -148,11 +150,13 @@ class Api:
             (("GET", "wallets", "entries"), "entries", wallet, self._entries),
             (("GET", "wallets", "transactions"), "transactions", wallet, self._transactions),
             (("GET", "wallets", "stats"), "stats", wallet, self._stats),
+            (("GET", "wallets", "advances"), "advances", wallet, self._advances),
             (("GET", "wallets", "bets"), "wallet_bets", wallet, self._bets),
             (("GET", "wallets", "bets", None), "bet", wallet, self._view_bet),
             (("POST", "matches"), "create_match", admin, self._create_match),
             (("POST", "matches", "close"), "close", admin, self._close_match),
             (("POST", "matches", "settle"), "settle", admin, self._settle_match),
+            (("POST", "matches", "resettle"), "resettle", admin, self._resettle_match),
             (("POST", "matches", "void"), "void", admin, self._void_match),
             (("POST", "commands"), "bulk", anybody, self._bulk),
             (("GET", "matches"), "matches", anybody, self._matches),
@@ -285,6 +289,11 @@ class Api:
         command = web.decode(_settle_match, await web.read_body(scope, proto))
         return web.match_answer(await self.desk.settle_match(match_id, command))
 
+    async def _resettle_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id, key = web.uuid_of("match_id", parts[3]), web.key_of(scope)
+        command = web.decode(_resettle_match, await web.read_body(scope, proto))
+        return web.resettle_answer(await self.desk.resettle_match(match_id, key, command))
+
     async def _void_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         match_id, _ = web.uuid_of("match_id", parts[3]), web.key_of(scope)
         await web.read_empty(scope, proto)
@@ -320,6 +329,9 @@ class Api:
         before_seq = web.seq_of(web.cursor(query, TRANSACTIONS, int, MAX_USER_ID))
         limit = web.number(query, "limit", 1, ENTRIES_PAGE_MAX, 20)
         return 200, web.JSON, _encode(await self.reads.transactions(user_id, before_seq, limit))
+
+    async def _advances(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        return 200, web.JSON, _encode(await self.reads.advances(web.user_of(parts[3])))
 
     async def _stats(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         user_id = web.user_of(parts[3])

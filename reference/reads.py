@@ -10,8 +10,10 @@ from uuid import UUID
 
 import asyncpg
 
-from reference import metrics
+from reference import exchange, metrics
 from reference.answers import (
+    AdvancesView,
+    AdvanceView,
     BalanceView,
     BetsView,
     BetView,
@@ -145,6 +147,12 @@ class Reads:
             *(self._store.fetch(server, "orders_of_bets", bets) for server, bets in by_server.items())
         )
         return {row["bet_id"]: row for rows in pages for row in rows}
+
+    async def advances(self, user_id: int) -> AdvancesView:
+        """Return what the house advanced on a wallet's bets and has not got back."""
+        rows = await exchange.advances(self._store, user_id)
+        bets = [AdvanceView(row["match_id"], row["bet_id"], row["owed"]) for row in rows]
+        return AdvancesView(sum(bet.owed_minor for bet in bets), bets)
 
     async def stats(self, user_id: int) -> StatsView | None:
         """Return sums over a wallet's entries, STATS_ENTRIES_MAX new ones a call at most; None if it has none."""
