@@ -10,7 +10,7 @@ from pathlib import Path
 from reference.config import ConfigError, load_config
 from reference.errors import LedgerError
 from reference.install import install
-from reference.service import configure_logging, run_process
+from reference.service import configure_logging, end_process, run_process
 
 WORKERS = ("api", "relay", "matcher", "settler", "projector")
 
@@ -42,9 +42,8 @@ def main() -> int:
         return 0
     # Only the process that is to run is imported, which keeps each one small.
     process = importlib.import_module(f"reference.{arguments.role}")
-    run_process(partial(process.run, config, arguments.name, arguments.port))
-    return 0
+    return run_process(partial(process.run, config, arguments.name, arguments.port))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -22,7 +22,7 @@ from reference.answers import (
     MatchView,
     Problem,
 )
-from reference.cache import Balance, Cache
+from reference.cache import Cache
 from reference.commands import (
     MAX_KEY_LENGTH,
     MAX_ODDS,
@@ -43,8 +43,9 @@ from reference.config import ServiceConfig
 from reference.errors import InvalidCommand, LedgerError, NotAdmitted, NotPosted
 from reference.ledger import reserve_of
 from reference.openapi import document
+from reference.reads import BalanceReader
 from reference.routing import shard_of
-from reference.service import STOP_WITHIN_S, Health, serve, stop_serving
+from reference.service import STOP_WITHIN_S, Fatal, Health, serve, stop_serving
 from reference.store import Store
 from reference.uuid7 import uuid7
 from reference.writer import Posted, Posting, Writer
@@ -86,7 +87,7 @@ class Api:
         self._health = Health()
         self._health.ready = self._ready
         self._openapi = _encode(document())
-        self._fills: set[asyncio.Task[bool]] = set()
+        self._reader = BalanceReader(self._store, self._cache)
 
     def start(self) -> None:
         """Start the writers; call it inside the running event loop."""
@@ -96,6 +97,7 @@ class Api:
     async def stop(self) -> None:
         """Finish what was admitted, then close every connection."""
         await asyncio.gather(*(writer.stop() for writer in self._writers))
+        await self._reader.close()
         await self._store.close()
         await self._cache.close()
 
@@ -327,36 +329,14 @@ class Api:
         query = parse_qs(scope.query_string)
         consistency = _choice(query, "consistency", ("eventual", "strong"))
         min_seq = _number(query, "min_seq", 0, MAX_USER_ID, 0)
-        found, source = None, "ledger"
-        if consistency == "eventual":
-            found, source = await self._cache.get(user_id), "redis"
-            if found is None or found.seq < min_seq:
-                found, source = await self._projected(user_id) or found, "projection"
-        server = self._store.server_of(user_id)
-        if found is None:
-            row = await self._store.fetchrow(server, "head", shard_of(user_id), user_id)
-            if row is None:
-                return _problem(404, "no such wallet", f"wallet {user_id} has no entry")
-            found, source = Balance(user_id, row["balance"], row["seq"], row["updated_at_ms"]), "ledger"
-        metrics.CACHE_READS.labels(source).inc()
-        age_ms = int(time.time() * 1000) - found.updated_at_ms
-        stale = found.seq < min_seq or (source != "ledger" and age_ms > self._config.projection_stale_after_ms)
-        view = BalanceView(user_id, found.balance, found.seq, source, stale, found.updated_at_ms)
+        reading = await self._reader.read(user_id, min_seq=min_seq, strong=consistency == "strong")
+        if reading is None:
+            return _problem(404, "no such wallet", f"wallet {user_id} has no entry")
+        found = reading.balance
+        view = BalanceView(
+            user_id, found.balance, found.seq, reading.source, reading.stale, found.updated_at_ms, reading.as_of_ms
+        )
         return 200, JSON, _encode(view)
-
-    async def _projected(self, user_id: int) -> Balance | None:
-        """Read the projection and fill the cache behind the answer; None if it has no row or is unreachable."""
-        try:
-            row = await self._store.fetchrow(self._store.server_of(user_id), "projected", shard_of(user_id), user_id)
-        except LedgerError:
-            return None
-        if row is None:
-            return None
-        found = Balance(user_id, row["balance"], row["seq"], row["updated_at_ms"])
-        fill = asyncio.create_task(self._cache.put([found]))
-        self._fills.add(fill)
-        fill.add_done_callback(self._fills.discard)
-        return found
 
     async def _entries(self, scope: Any, user: str) -> Answer:
         user_id = _user(user)
@@ -552,6 +532,9 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
     waiter = asyncio.create_task(stopping.wait())
     await asyncio.wait([waiter, serving], return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    died = not stopping.is_set()
     stop_serving(server)
     await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()
+    if died:
+        raise Fatal("the HTTP server ended by itself")

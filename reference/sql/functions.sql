@@ -278,12 +278,16 @@ END $$;
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO ledger_auditor;
-GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection TO ledger_api;
+GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection,
+    projection_progress TO ledger_api;
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, bet_cancel TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;
+GRANT SELECT, UPDATE (complete_at_ms, offsets) ON relay_progress TO ledger_relay;
 GRANT SELECT, UPDATE ON matches, orders, cancels TO ledger_matcher;
 GRANT SELECT, INSERT ON orders, fills, events TO ledger_matcher;
 GRANT SELECT, UPDATE ON matches, orders, settlements TO ledger_settler;
 GRANT SELECT, INSERT ON match_transitions TO ledger_settler;
 GRANT EXECUTE ON FUNCTION ledger_post TO ledger_settler;
 GRANT SELECT, INSERT, UPDATE ON wallet_balance_projection TO ledger_projector;
+GRANT SELECT, UPDATE ON projection_progress TO ledger_projector;
+GRANT SELECT ON relay_progress TO ledger_projector;
