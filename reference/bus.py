@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,7 @@ from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import Producer as KafkaProducer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
 from reference import metrics
@@ -35,7 +35,7 @@ from reference.service import Fatal
 log = logging.getLogger("ledgerproof.bus")
 
 Headers = list[tuple[str, str | bytes | None]]
-Record = tuple[str, str, bytes, Headers]
+Record = tuple[str, str | bytes | None, bytes, Headers]
 """Topic, key, value, headers."""
 Place = tuple[str, int]
 """A partition: topic and number."""
@@ -57,6 +57,8 @@ METADATA_REFRESH_MS = 5_000
 """A topic that was missing is noticed this long after it appears."""
 REBALANCE_ANSWER_S = 10.0
 KAFKA_QUESTION_S = 5.0
+READ_TIMEOUT_S = 120.0
+TAIL_BATCH = 2_000
 LANES_END_S = 2.0
 """A batch under way gets this long to finish when the process is to stop."""
 BALANCE_RETENTION_MS = 3_600_000
@@ -535,7 +537,8 @@ class Consumer:
             *message.headers,
         ]
         log.error("%s: %s to %s: %s", self.group, message.event_id or "a message", DLQ_TOPIC, cause)
-        (place,) = await self._dead_letters.publish([(DLQ_TOPIC, message.key, message.raw, headers)])
+        key = message.key.encode(errors="surrogateescape") or None
+        (place,) = await self._dead_letters.publish([(DLQ_TOPIC, key, message.raw, headers)])
         if place is None:
             raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT))
         metrics.DEAD_LETTERS.labels(self.group).inc()
@@ -588,6 +591,98 @@ class Consumer:
         self._dead_letters.close()
 
 
+def end_offsets(config: ServiceConfig, names: Iterable[str], *, first: bool = False) -> dict[Place, int]:
+    """Return for each partition of some topics the offset that its next record will get (`first`: its oldest record).
+
+    Raises KafkaException if the broker does not say, as for a topic that does not exist.
+    """
+    admin = AdminClient({"bootstrap.servers": config.kafka_bootstrap, "log_level": 2})
+    spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    asked = admin.list_offsets(
+        {TopicPartition(topic, number): spec for topic in names for number in range(config.partitions_of(topic))},
+        request_timeout=KAFKA_QUESTION_S,
+    )
+    return {
+        (partition.topic, partition.partition): int(answer.result(2 * KAFKA_QUESTION_S).offset)
+        for partition, answer in asked.items()
+    }
+
+
+def read_to_end(config: ServiceConfig, topic: str, timeout_s: float = READ_TIMEOUT_S) -> Iterator[KafkaMessage]:
+    """Yield every record of a topic up to its present end, in order within each partition.
+
+    Raises KafkaException if the broker does not answer, TimeoutError if the end is not reached in time.
+    """
+    first, end = end_offsets(config, [topic], first=True), end_offsets(config, [topic])
+    left = {place: offset for place, offset in end.items() if offset > first[place]}
+    reader = KafkaConsumer(
+        {
+            "bootstrap.servers": config.kafka_bootstrap,
+            "group.id": "ledgerproof-reader",
+            "enable.auto.commit": False,
+            "queued.max.messages.kbytes": FETCHED_MAX_KB,
+            "fetch.wait.max.ms": 20,
+            "log_level": 2,
+        }
+    )
+    deadline = time.monotonic() + timeout_s
+    try:
+        reader.assign([TopicPartition(*place, first[place]) for place in left])
+        while left:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{topic} could not be read to its end within {timeout_s:g} s")
+            for record in reader.consume(1_000, timeout=0.2):
+                error = record.error()
+                if error is not None:
+                    if error.code() == KafkaError._ALL_BROKERS_DOWN:
+                        raise KafkaException(error)
+                    continue
+                place, offset = (record.topic() or "", record.partition() or 0), record.offset() or 0
+                if offset < end[place]:
+                    yield record
+                if offset + 1 >= end[place]:
+                    left.pop(place, None)
+    finally:
+        reader.close()
+
+
+class Tail:
+    """Reads what is appended to a topic from now on, in no group; one thread at a time."""
+
+    def __init__(self, config: ServiceConfig, topic: str, name: str) -> None:
+        """Begin at the present end of every partition. Raises KafkaException if the broker does not answer."""
+        ends = end_offsets(config, [topic])
+        self._kafka = KafkaConsumer(
+            {
+                "bootstrap.servers": config.kafka_bootstrap,
+                # The library wants a name of a group; none is joined and nothing is committed.
+                "group.id": f"{name}-tail",
+                "client.id": name,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                # After a topic was made anew its old offsets mean nothing.
+                "auto.offset.reset": "earliest",
+                "queued.min.messages": FETCHED_MIN,
+                "queued.max.messages.kbytes": FETCHED_MAX_KB // 4,
+                "fetch.wait.max.ms": 50,
+                "reconnect.backoff.max.ms": 1000,
+                "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
+            }
+        )
+        self._kafka.assign([TopicPartition(*place, offset) for place, offset in ends.items()])
+
+    def poll(self, wait_s: float) -> list[KafkaMessage]:
+        """Return what has come; waits up to `wait_s` for the first record."""
+        first = self._kafka.poll(wait_s)
+        if first is None:
+            return []
+        return [record for record in (first, *self._kafka.consume(TAIL_BATCH, 0)) if record.error() is None]
+
+    def close(self) -> None:
+        """Give the client back."""
+        self._kafka.close()
+
+
 def _may_be_the_message(error: Exception) -> bool:
     """Return whether the content of a message can be what failed, and not the server or the way to it."""
     if isinstance(error, NotPosted):
@@ -636,7 +731,7 @@ def _unreadable(record: KafkaMessage, why: str) -> Message:
         topic=record.topic() or "",
         partition=record.partition() or 0,
         offset=record.offset() or 0,
-        key=key.decode(errors="replace") if isinstance(key, bytes) else key,
+        key=key.decode(errors="surrogateescape") if isinstance(key, bytes) else key,
         event_id=(named.get("event-id") or b"").decode(errors="replace"),
         event_type=(named.get("event-type") or b"").decode(errors="replace"),
         traceparent=None,

@@ -102,3 +102,29 @@ UPDATE projection_progress AS p
              FROM jsonb_each_text(p.cached || $2::jsonb) AS said (partition, at)))
  WHERE set_config('synchronous_commit', 'off', true) = 'off'
 RETURNING complete_at_ms, cached_at_ms, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms
+
+-- name: begin_rebuild
+INSERT INTO projection_rebuilds AS b (shard, from_zero)
+SELECT shard, $2 FROM unnest($1::smallint[]) AS s (shard)
+    ON CONFLICT (shard) DO UPDATE
+   SET from_zero = $2, after_user = 0, wallets = 0, wrong = 0, started_at = clock_timestamp(), finished_at = NULL
+ WHERE b.finished_at IS NOT NULL OR b.from_zero <> $2 OR $3
+
+-- name: rebuilds
+SELECT shard, after_user, wallets, wrong FROM projection_rebuilds
+ WHERE shard = ANY ($1::smallint[]) AND finished_at IS NULL ORDER BY shard
+
+-- name: rebuild_page
+SELECT rebuilt, wrong_rows, last FROM projection_rebuild_page($1, $2)
+
+-- name: event_from
+SELECT id, created_at FROM events WHERE id >= $1 ORDER BY id LIMIT 1
+
+-- name: newest_event
+SELECT coalesce(max(id), 0) FROM events
+
+-- name: published
+SELECT id, event_id::text AS event_id, event_type, partition_key, payload::text AS payload, created_at, traceparent
+  FROM events
+ WHERE id > $1 AND id <= $2 AND published_to_kafka AND created_at >= $3 AND event_type = ANY ($4::text[])
+ ORDER BY id LIMIT $5

@@ -240,6 +240,17 @@ CREATE TABLE projection_progress (
 ) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
 INSERT INTO projection_progress DEFAULT VALUES;
 
+-- How far a rebuild of the projection is, by shard: a rebuild that was killed goes on from here.
+CREATE TABLE projection_rebuilds (
+    shard       smallint    PRIMARY KEY,
+    from_zero   boolean     NOT NULL,
+    after_user  bigint      NOT NULL DEFAULT 0,
+    wallets     bigint      NOT NULL DEFAULT 0,
+    wrong       bigint      NOT NULL DEFAULT 0,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz
+);
+
 -- name: partition
 CREATE TABLE wallet_ledger_{shard} PARTITION OF wallet_ledger FOR VALUES IN ({shard});
 CREATE TRIGGER wallet_ledger_{shard}_no_truncate BEFORE TRUNCATE ON wallet_ledger_{shard}
