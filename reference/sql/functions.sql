@@ -341,7 +341,7 @@ GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wal
     projection_progress TO ledger_api;
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, bet_cancel TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;
-GRANT SELECT, UPDATE (complete_at_ms, offsets) ON relay_progress TO ledger_relay;
+GRANT SELECT, UPDATE (complete_at_ms, offsets, broker_losses) ON relay_progress TO ledger_relay;
 GRANT SELECT, UPDATE ON matches, orders, cancels TO ledger_matcher;
 GRANT SELECT, INSERT ON orders, fills, events TO ledger_matcher;
 GRANT SELECT, UPDATE ON matches, orders, settlements TO ledger_settler;

@@ -58,11 +58,12 @@ SELECT max(id) FROM events WHERE NOT published_to_kafka
 WITH marked AS (
     UPDATE events SET published_to_kafka = true, published_at = clock_timestamp()
      WHERE id = ANY ($1::bigint[]) AND NOT published_to_kafka)
-UPDATE relay_progress SET complete_at_ms = greatest(complete_at_ms, $2), offsets = coalesce($3::jsonb, offsets)
+UPDATE relay_progress SET complete_at_ms = greatest(complete_at_ms, $2), offsets = coalesce($3::jsonb, offsets),
+       broker_losses = $4
 RETURNING floor(extract(epoch FROM now()) * 1000)::bigint
 
 -- name: relay_progress
-SELECT complete_at_ms, offsets::text AS offsets, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
+SELECT complete_at_ms, offsets::text AS offsets, broker_losses, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
   FROM relay_progress
 
 -- name: count_unpublished

@@ -107,7 +107,9 @@ ALTER TABLE events SET (
 CREATE TABLE relay_progress (
     only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     complete_at_ms bigint  NOT NULL DEFAULT 0,
-    offsets        jsonb   NOT NULL DEFAULT '{}'
+    offsets        jsonb   NOT NULL DEFAULT '{}',
+    -- How often the broker was found to have lost what it had acknowledged: offsets begin anew then.
+    broker_losses  integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
 INSERT INTO relay_progress DEFAULT VALUES;
 
