@@ -9,7 +9,6 @@ from pathlib import Path
 
 from reference.config import ConfigError, load_config
 from reference.errors import LedgerError
-from reference.install import install
 from reference.service import configure_logging, end_process, run_process
 
 WORKERS = ("api", "relay", "matcher", "settler", "projector")
@@ -34,6 +33,8 @@ def main() -> int:
         return 2
     configure_logging(getattr(arguments, "name", arguments.role))
     if arguments.role == "install":
+        from reference.install import install  # noqa: PLC0415 - no worker needs it, and each starts the sooner
+
         try:
             asyncio.run(install(config, arguments.superuser, arguments.password_file.read_text().strip()))
         except (LedgerError, OSError) as error:

@@ -25,6 +25,7 @@ from reference.config import ServiceConfig
 from reference.dlq import Letter, letters
 from reference.errors import UnknownOutcome
 from reference.reads import BalanceReader
+from reference.relay import Relay
 from reference.service import DIED_EXIT
 from reference.store import Store
 from reference.uuid7 import uuid7
@@ -483,6 +484,30 @@ async def test_an_idle_wallet_is_fresh_as_long_as_the_projection_is(api, api_bas
 
 async def _stale(api_bases: list[str], user_id: int) -> bool:
     return bool((await balance(api_bases, user_id))["stale"])
+
+
+async def test_a_second_relay_waits_and_takes_over_from_a_dead_one(stack, service_config, api) -> None:
+    store, publisher = Store(service_config, "ledger_relay"), Publisher(service_config, "second-relay")
+    second = Relay(store, publisher, 0)
+    user_id = fresh_wallet(0)
+    assert await second.run_once() == 0
+    assert second._connection is None, "two relays lead one server"
+    stack.kill("relay0")
+    try:
+        await deposit(api, user_id)
+
+        async def moved() -> int:
+            return await second.run_once()
+
+        await until(moved)
+        await until(lambda: agree(api, [user_id]))
+    finally:
+        await second._drop()
+        publisher.close()
+        await store.close()
+        await asyncio.to_thread(stack.start_node, "relay0")
+    await deposit(api, user_id)
+    await until(lambda: agree(api, [user_id]))
 
 
 async def test_a_dead_relay_makes_reads_stale_too(api, api_bases, stack) -> None:
