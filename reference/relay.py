@@ -25,7 +25,7 @@ from reference.commands import TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.service import STOP_WITHIN_S, always_ready, run_worker
-from reference.store import LEADER_CLASS, Store, meaning_of
+from reference.store import LEADER_CLASS, Store
 
 log = logging.getLogger("ledgerproof.relay")
 
@@ -90,12 +90,13 @@ class Relay:
                     moved = await self.run_once()
                 except (
                     LedgerError,
+                    KafkaException,
                     asyncpg.PostgresError,
                     asyncpg.InterfaceError,
                     OSError,
                     TimeoutError,
                 ) as error:
-                    log.warning("relay of %s: %s", self._name, meaning_of(error))
+                    log.warning("relay of %s: %s", self._name, error)
                     await self._drop()
                     await _pause(stopping, RETRY_AFTER_S)
                     continue
@@ -318,12 +319,18 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
     publishers = [Publisher(config, f"{name}-{server.name}") for server in config.servers]
     relays = [Relay(store, publisher, index) for index, publisher in enumerate(publishers)]
 
-    async def all_relays() -> None:
-        await asyncio.gather(*(relay.run(stopping) for relay in relays))
-
+    # One that dies takes the process with it: a relay nobody misses would leave its server's events lying.
+    running = [
+        asyncio.create_task(relay.run(stopping), name=f"relay of {server.name}")
+        for relay, server in zip(relays, config.servers, strict=True)
+    ]
     try:
-        await run_worker(port, all_relays, always_ready, stopping)
+        await run_worker(port, stopping.wait, always_ready, stopping, running)
     finally:
+        await asyncio.wait(running, timeout=STOP_WITHIN_S)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         for publisher in publishers:
             publisher.close()
         await store.close()
