@@ -44,7 +44,7 @@ from reference.reads import (
     TRANSACTIONS,
     Reads,
 )
-from reference.service import STOP_WITHIN_S, Health, LoopWatch, serve, stop_serving
+from reference.service import STOP_WITHIN_S, Fatal, Health, LoopWatch, serve, stop_serving
 from reference.store import Store
 from reference.tracing import Tracing
 from reference.writer import Writer
@@ -107,7 +107,7 @@ class Api:
         self._cache = Cache(config)
         self._writers = [Writer(self._store, index, "API", tracing) for index in range(len(config.servers))]
         self.desk = Desk(config, self._store, self._writers)
-        self.reads = Reads(self._store, self._cache, config.projection_stale_after_ms)
+        self.reads = Reads(self._store, self._cache)
         self.admission = Admission(config)
         self._loop_watch = LoopWatch()
         self._health = Health()
@@ -134,6 +134,7 @@ class Api:
         await asyncio.gather(*(writer.stop() for writer in self._writers))
         await self._loop_watch.stop()
         await self.admission.close()
+        await self.reads.close()
         await self._store.close()
         await self._cache.close()
 
@@ -412,6 +413,7 @@ async def run(
     waiter = asyncio.create_task(stopping.wait())
     await asyncio.wait([waiter, serving], return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    died = not stopping.is_set()
     await api.drain()
     stop_serving(server)
     if door is not None:
@@ -419,3 +421,5 @@ async def run(
     await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()
     tracing.close()
+    if died:
+        raise Fatal("the HTTP server ended by itself")
