@@ -454,7 +454,7 @@ class Consumer:
         for record in polled:
             error = record.error()
             if error is not None:
-                if error.fatal():
+                if error.fatal() or error.code() == KafkaError._FATAL:
                     raise ConsumerLost(f"{self.group}: {error.str()}")
                 if error.code() not in (KafkaError._PARTITION_EOF, KafkaError.UNKNOWN_TOPIC_OR_PART):
                     log.warning("kafka: %s", error.str())

@@ -408,11 +408,18 @@ async def test_a_rebuild_under_load_repairs_every_row_and_sets_none_back(
 
 
 async def test_a_killed_rebuild_goes_on_where_it_was(stack, service_config, api) -> None:
-    await deposit(api, fresh_wallet(1))
+    first, second = fresh_wallet(0), fresh_wallet(0)
+    for user_id in (first, second):
+        await deposit(api, user_id)
     store = Store(service_config, "ledger_projector")
     shards = [shard for shard, holder in enumerate(service_config.routing) if holder == 0]
     await store.fetch(0, "begin_rebuild", shards, True, True)
-    await store.fetch(0, "rebuild_page", shards[0], 1)
+    # Killed after a shard and a page of the next one.
+    while not (await store.fetch(0, "rebuild_page", shards[1], 1_000))[0]["last"]:
+        pass
+    assert (await store.fetch(0, "rebuild_page", shards[0], 1))[0]["rebuilt"] == 1
+    left = [row["shard"] for row in await store.fetch(0, "rebuilds", shards)]
+    assert left == [shard for shard in shards if shard != shards[1]]
     done = await ledgerproof(stack, "projection", "rebuild", "--server", service_config.servers[0].name, "--from-zero")
     assert [(item["server"], item["resumed"]) for item in done] == [(service_config.servers[0].name, True)]
     assert await store.fetch(0, "rebuilds", shards) == []
@@ -513,6 +520,7 @@ async def test_a_second_relay_waits_and_takes_over_from_a_dead_one(stack, servic
 async def test_a_dead_relay_makes_reads_stale_too(api, api_bases, stack) -> None:
     user_id = fresh_wallet()
     await deposit(api, user_id)
+    await until(lambda: agree(api, [user_id]))
     stack.kill("relay0")
     try:
         await until(lambda: _stale(api_bases, user_id), within_s=15)
