@@ -574,8 +574,8 @@ async def test_an_operator_reconciles_pauses_and_resumes_by_command(world: World
 
 async def test_no_password_of_the_stack_is_in_a_log_an_answer_or_a_process_list(world: World, tmp_path: Path) -> None:
     config = world.config
-    secrets = {*config.passwords.values(), str(config.redis_password), world.stack.superuser[1]}
-    assert len(secrets) == len(config.passwords) + 2
+    secrets = {*config.passwords.values(), str(config.redis_password), str(config.token_key), world.stack.superuser[1]}
+    assert len(secrets) == len(config.passwords) + 3
     texts = {log.name: log.read_text(errors="replace") for log in world.stack.collect_logs(tmp_path)}
     assert any(texts.values())
     texts["status"] = msgspec.json.encode(world.stack.status()).decode()
