@@ -44,8 +44,9 @@ from reference.reads import (
     TRANSACTIONS,
     Reads,
 )
-from reference.service import STOP_WITHIN_S, Health, LoopWatch, serve, stop_serving
+from reference.service import STOP_WITHIN_S, Fatal, Health, LoopWatch, serve, stop_serving
 from reference.store import Store
+from reference.tracing import Tracing
 from reference.writer import Writer
 
 log = logging.getLogger("ledgerproof.api")
@@ -66,6 +67,8 @@ _rollback = msgspec.json.Decoder(Rollback).decode
 Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer]]
 """(scope, protocol, the path split at its slashes) → the answer."""
 Shape = tuple[str | None, ...]
+
+_NO_ATTRIBUTES: dict[str, str] = {}
 
 METHODS = ("GET", "POST")
 
@@ -97,13 +100,14 @@ class Route:
 class Api:
     """One API process: stateless but for its connections and its memory of open matches."""
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, tracing: Tracing) -> None:
         self._config = config
+        self._tracing = tracing
         self._store = Store(config, "ledger_api")
         self._cache = Cache(config)
-        self._writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
+        self._writers = [Writer(self._store, index, "API", tracing) for index in range(len(config.servers))]
         self.desk = Desk(config, self._store, self._writers)
-        self.reads = Reads(self._store, self._cache, config.projection_stale_after_ms)
+        self.reads = Reads(self._store, self._cache)
         self.admission = Admission(config)
         self._loop_watch = LoopWatch()
         self._health = Health()
@@ -130,6 +134,7 @@ class Api:
         await asyncio.gather(*(writer.stop() for writer in self._writers))
         await self._loop_watch.stop()
         await self.admission.close()
+        await self.reads.close()
         await self._store.close()
         await self._cache.close()
 
@@ -174,6 +179,7 @@ class Api:
             route = self._unknown
         admission = self.admission
         admission.under_way += 1
+        span = self._tracing.enter(route.name, scope.headers.get("traceparent"), _NO_ATTRIBUTES)
         try:
             if route.needs is not Needs.NOBODY:
                 user = parts[3] if route.needs is Needs.WALLET else ""
@@ -185,6 +191,9 @@ class Api:
             admission.leave()
         status, headers, body = answer
         proto.response_bytes(status, headers, body)
+        if span is not None:
+            attributes = {"http.request.method": scope.method, "url.path": path, "http.response.status_code": status}
+            self._tracing.leave(span, attributes, failed=status >= 500)
         route.count(status, time.perf_counter() - started)
 
     async def _unknown_route(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
@@ -386,7 +395,8 @@ async def run(
     config: ServiceConfig, name: str, port: int, stopping: asyncio.Event, *, grpc_port: int | None = None
 ) -> None:
     """Serve until `stopping`, then finish what was admitted. Raises ConfigError without a key for tokens."""
-    api = Api(config)
+    tracing = Tracing(config, name)
+    api = Api(config, tracing)
     if config.token_key is None:
         log.warning("%s has no token_key: it trusts every caller", name)
     api.start()
@@ -403,9 +413,13 @@ async def run(
     waiter = asyncio.create_task(stopping.wait())
     await asyncio.wait([waiter, serving], return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    died = not stopping.is_set()
     await api.drain()
     stop_serving(server)
     if door is not None:
         await door.stop(STOP_WITHIN_S)
     await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()
+    tracing.close()
+    if died:
+        raise Fatal("the HTTP server ended by itself")

@@ -40,6 +40,7 @@ from reference.errors import InvalidCommand, LedgerError
 from reference.ledger import reserve_of
 from reference.routing import shard_of
 from reference.store import Store
+from reference.tracing import CURRENT
 from reference.uuid7 import uuid7
 from reference.writer import Posted, Posting, Writer
 
@@ -147,15 +148,21 @@ class Desk:
                     "stake_minor": command.stake_minor,
                 }
             ),
+            traceparent=CURRENT.get(),
         )
 
     def _transfer(self, user_id: int, key: str, amount_minor: int, *, deposit: bool) -> Posting:
         amount = within("amount_minor", amount_minor, 1, self._config.max_amount_minor)
-        if deposit:
-            asked = b'{"op":"deposit","amount_minor":%d}' % amount
-            return Posting(user_id, key, EntryType.CREDIT, amount, Contra.EXTERNAL, command=asked)
-        asked = b'{"op":"withdraw","amount_minor":%d}' % amount
-        return Posting(user_id, key, EntryType.DEBIT, -amount, Contra.EXTERNAL, command=asked)
+        asked = b'{"op":"%s","amount_minor":%d}' % (b"deposit" if deposit else b"withdraw", amount)
+        return Posting(
+            user_id,
+            key,
+            EntryType.CREDIT if deposit else EntryType.DEBIT,
+            amount if deposit else -amount,
+            Contra.EXTERNAL,
+            command=asked,
+            traceparent=CURRENT.get(),
+        )
 
     async def cancel(self, user_id: int, key: str, bet_id: UUID) -> Cancelled:
         """Cancel what of a bet is not matched yet."""
