@@ -418,6 +418,8 @@ class Player:
     async def _step(self, kind: Kind, match: int, api: int, intended_s: float, suffix: str) -> Result:
         command = self.schedule.lifecycle_command(kind, match, self.origin_unix_s, suffix)
         unknown = 0
+        if kind in workload.RESETTLES:
+            await self._spend(match, api, f"-{kind.name.lower()}{suffix}")
         for number in range(LIFECYCLE_TRIES):
             result = await self.attempt(
                 command, (api + number) % len(self.wires), intended_s, "retry" if number else None
@@ -430,7 +432,20 @@ class Player:
                 command = self.schedule.lifecycle_command(kind, match, self.origin_unix_s, f"{suffix}-u{unknown}")
             await asyncio.sleep(LIFECYCLE_RETRY_S)
             intended_s = self.clock()
+        if kind is Kind.CREATE and result.record == "ok" and self.schedule.matches[match].corrections:
+            for spender_command in self.schedule.spender_commands(match):
+                if (await self.attempt(spender_command, api, self.clock())).record != "ok":
+                    break
         return result
+
+    async def _spend(self, match: int, api: int, suffix: str) -> None:
+        """Withdraw all that the spender of a match holds; whether it can is not what this is about."""
+        user = workload.SPENDERS_FROM + match
+        read = await self.attempt(workload.balance(user, strong=True, min_seq=None), api, self.clock())
+        held = read.answer.balance_minor
+        if read.record == "ok" and held:
+            key = f"w{self.schedule.seed}-m{match}-spent{suffix}"
+            await self.attempt(workload.withdraw(user, held, key, "spender"), api, self.clock())
 
     async def match_state(self, match: int) -> Answer | None:
         """Return what the service says of a match, or None while it cannot say. It is not recorded."""

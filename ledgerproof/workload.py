@@ -44,6 +44,10 @@ RESETTLE_SHARE = 0.2
 """Share of settled matches that are settled again with another result; a third of those a second time."""
 RESETTLE_TO_VOID_SHARE = 0.15
 """Share of those corrections that make the match void."""
+SPENDERS_FROM = 10_000
+"""Match number m that will be corrected has a wallet of its own, SPENDERS_FROM + m, which backs the first result and
+withdraws all that it won by mistake before the correction: what is taken back then is not there any more."""
+SPENDER_STAKE_MINOR = 2_000
 VOID_SHARE = 0.12
 """Share of matches that are voided instead of settled; half of those without having been closed."""
 PATIENCE_S = 0.012
@@ -255,6 +259,27 @@ class Schedule:
     @cached_property
     def _match_ids(self) -> list[str]:
         return [str(plan.match_id) for plan in self.matches]
+
+    def spender_commands(self, match: int) -> list[Command]:
+        """Build what the spender of a match to be corrected does at its start: a deposit, then a bet of all of it.
+
+        Nobody backs at lower odds, so the bet is the first to be taken.
+        """
+        user, key = SPENDERS_FROM + match, f"w{self.seed}-m{match}-spender"
+        plan = self.matches[match]
+        return [
+            deposit(user, SPENDER_STAKE_MINOR, f"{key}-in", "spender"),
+            bet(
+                user=user,
+                match_id=str(plan.match_id),
+                selection=DEFAULT_OUTCOMES[plan.result],
+                side=Side.BACK,
+                odds=MIN_ODDS,
+                stake_minor=SPENDER_STAKE_MINOR,
+                key=f"{key}-bet",
+                tag="spender",
+            ),
+        ]
 
     def patience_s(self, arrival: int) -> float:
         """Return how long the client of an IMPATIENT arrival waits for its answer."""
