@@ -99,14 +99,14 @@ class Api:
         self._config = config
         self._store = Store(config, "ledger_api")
         self._cache = Cache(config)
-        self._writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
-        self.desk = Desk(config, self._store, self._writers)
+        self.writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
+        self.desk = Desk(config, self._store, self.writers)
         self.reads = Reads(self._store, self._cache, config.projection_stale_after_ms)
         self.admission = Admission(config)
         self._loop_watch = LoopWatch()
         self._health = Health()
         self._health.ready = self.ready
-        self._health.alive = self._alive
+        self._health.alive = self.alive
         self._openapi = _encode(document(config.max_amount_minor))
         self._routes = {shape: Route(name, needs, handle) for shape, name, needs, handle in self._table()}
         self._unknown = Route("unknown", Needs.NOBODY, self._unknown_route)
@@ -114,7 +114,7 @@ class Api:
     def start(self) -> None:
         """Start the writers; call it inside the running event loop."""
         self._loop_watch.start()
-        for writer in self._writers:
+        for writer in self.writers:
             writer.start()
 
     async def drain(self) -> None:
@@ -125,7 +125,7 @@ class Api:
 
     async def stop(self) -> None:
         """Finish what was admitted, then close every connection."""
-        await asyncio.gather(*(writer.stop() for writer in self._writers))
+        await asyncio.gather(*(writer.stop() for writer in self.writers))
         await self._loop_watch.stop()
         await self.admission.close()
         await self._store.close()
@@ -190,10 +190,10 @@ class Api:
             raise web.Rejected(405, "method not allowed", f"this resource takes {', '.join(allowed)}", headers)
         return web.problem(404, "no such route", f"{scope.method} {scope.path[:200]} is not in /openapi.json")
 
-    def _alive(self) -> str | None:
+    def alive(self) -> str | None:
         """Alive unless a writer has lost a batch: nothing but a new process would bring that back."""
         longest_s = self._config.statement_timeout_ms / 1000 + WRITER_STUCK_AFTER_S
-        for index, writer in enumerate(self._writers):
+        for index, writer in enumerate(self.writers):
             if writer.batch_age_s > longest_s:
                 name = self._config.servers[index].name
                 return f"the writer of {name} has not come back for {writer.batch_age_s:.0f} s"
@@ -203,7 +203,7 @@ class Api:
         """Ready while at least one server takes commands: one dead server must not take all wallets offline."""
         if self.admission.stopping:
             return "stopping"
-        if (reason := self._alive() or self._loop_watch.complaint()) is not None:
+        if (reason := self.alive() or self._loop_watch.complaint()) is not None:
             return reason
         for index in range(len(self._config.servers)):
             try:
