@@ -69,6 +69,13 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Commission on net winnings, in hundredths of a percent."""
     max_amount_minor: int = 10**9
 
+    trace_sample: float = 0.01
+    """Share of the requests without a traceparent of their own that are traced."""
+    otlp_endpoint: str | None = None
+    """Where spans go (OTLP over HTTP, a whole URL)."""
+    trace_folder: str | None = None
+    """Without an endpoint: a folder that gets one file of spans (JSON lines) a process."""
+
     token_key: str | None = None
     """Secret of this environment that signs bearer tokens (HS256), 32 characters at least. The API needs it."""
     trust_every_caller: bool = False

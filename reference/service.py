@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import ecs_logging
 import uvloop
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from reference import metrics
+from reference.tracing import CURRENT, span_fields
 
 STOP_WITHIN_S = 5.0
 CONNECTIONS_MAX = 8192
@@ -31,32 +31,24 @@ LOOP_LATE_S = 2.0
 _TEXT = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+class EcsLines(ecs_logging.StdlibFormatter):
+    """One JSON object a line in Elastic Common Schema, with the trace that the line belongs to."""
 
     def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
+        super().__init__(
+            extra={"service": {"name": "ledgerproof", "node": {"name": process}}},
+            exclude_fields=["log.origin", "log.original", "process.thread", "process.name"],
+        )
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of JSON."""
-        line: dict[str, Any] = {
-            "@timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "log.level": record.levelname.lower(),
-            "log.logger": record.name,
-            "service.name": self._process,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["error.stack_trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+    def format_to_ecs(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Return the record's fields."""
+        return super().format_to_ecs(record) | span_fields(CURRENT.get())
 
 
 def configure_logging(process: str) -> None:
     """Send every log record of this process to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(process))
+    handler.setFormatter(EcsLines(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("granian").setLevel(logging.WARNING)
     logging.getLogger("_granian").setLevel(logging.WARNING)
