@@ -10,7 +10,7 @@ from pathlib import Path
 from reference.config import ConfigError, load_config
 from reference.errors import LedgerError
 from reference.install import install
-from reference.service import configure_logging, run_process
+from reference.service import configure_logging, end_process, run_process
 
 WORKERS = ("api", "relay", "matcher", "settler", "projector")
 
@@ -45,13 +45,8 @@ def main() -> int:
     # Only the process that is to run is imported, which keeps each one small.
     process = importlib.import_module(f"reference.{arguments.role}")
     own = {"grpc_port": arguments.grpc_port} if arguments.role == "api" else {}
-    try:
-        run_process(partial(process.run, config, arguments.name, arguments.port, **own))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_process(partial(process.run, config, arguments.name, arguments.port, **own))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -165,7 +165,11 @@ class StatsView(msgspec.Struct, frozen=True):
 
 
 class BalanceView(msgspec.Struct, frozen=True):
-    """A balance, after which entry it holds, where it was read and whether it may be behind."""
+    """A balance, after which entry it holds, where it was read and whether it may be behind.
+
+    `updated_at_ms` is when the entry was written; nothing committed before `as_of_ms` is missing. `stale`: that is
+    more than half a second ago, or the balance is behind `min_seq`.
+    """
 
     user_id: int
     balance_minor: int
@@ -173,6 +177,7 @@ class BalanceView(msgspec.Struct, frozen=True):
     source: str
     stale: bool
     updated_at_ms: int
+    as_of_ms: int
 
 
 class EntryView(msgspec.Struct, frozen=True):

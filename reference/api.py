@@ -43,7 +43,7 @@ from reference.reads import (
     TRANSACTIONS,
     Reads,
 )
-from reference.service import STOP_WITHIN_S, Health, LoopWatch, serve, stop_serving
+from reference.service import STOP_WITHIN_S, Fatal, Health, LoopWatch, serve, stop_serving
 from reference.store import Store
 from reference.writer import Writer
 
@@ -101,7 +101,7 @@ class Api:
         self._cache = Cache(config)
         self.writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
         self.desk = Desk(config, self._store, self.writers)
-        self.reads = Reads(self._store, self._cache, config.projection_stale_after_ms)
+        self.reads = Reads(self._store, self._cache)
         self.admission = Admission(config)
         self._loop_watch = LoopWatch()
         self._health = Health()
@@ -128,6 +128,7 @@ class Api:
         await asyncio.gather(*(writer.stop() for writer in self.writers))
         await self._loop_watch.stop()
         await self.admission.close()
+        await self.reads.close()
         await self._store.close()
         await self._cache.close()
 
@@ -391,9 +392,12 @@ async def run(
     waiter = asyncio.create_task(stopping.wait())
     await asyncio.wait([waiter, serving], return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    died = not stopping.is_set()
     await api.drain()
     stop_serving(server)
     if door is not None:
         await door.stop(STOP_WITHIN_S)
     await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()
+    if died:
+        raise Fatal("the HTTP server ended by itself")

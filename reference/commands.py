@@ -102,6 +102,9 @@ TOPIC_OF: dict[str, str] = {
 
 DLQ_TOPIC = "events.dlq"
 
+BALANCE_TOPIC = "user.balance.updated"
+"""Where the projector says what a wallet's balance has become; key and order by user."""
+
 
 class Deposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Money from outside into a wallet: one CREDIT against EXTERNAL."""

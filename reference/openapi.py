@@ -151,6 +151,7 @@ def _paths() -> Json:
         "source": "redis",
         "stale": False,
         "updated_at_ms": 1_767_225_600_000,
+        "as_of_ms": 1_767_225_600_120,
     }
     entry = {
         "seq": 2,

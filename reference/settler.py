@@ -26,7 +26,7 @@ from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.matcher import RESERVE_MAX, order_of
 from reference.orderbook import Order
-from reference.service import STOP_WITHIN_S, run_worker
+from reference.service import STOP_WITHIN_S, always_ready, run_worker
 from reference.settlement import Entry, SettlementKind, cancel_entries, entries_of
 from reference.sql import load_sql
 from reference.store import Store, meaning_of
@@ -319,13 +319,9 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
     store = Store(config, "ledger_settler")
     settler = Settler(store)
     consumer = Consumer(config, GROUP, TOPICS, name, settler.lane_of)
-    settling = asyncio.create_task(settler.settle_all(stopping))
-
-    async def ready() -> str | None:
-        return "settlements have stopped; see the log" if settling.done() else None
-
+    settling = asyncio.create_task(settler.settle_all(stopping), name="settlements")
     try:
-        await run_worker(port, lambda: consumer.run_once(settler.handle), ready, stopping)
+        await run_worker(port, lambda: consumer.run_once(settler.handle), always_ready, stopping, [settling])
     finally:
         await asyncio.wait([settling], timeout=STOP_WITHIN_S)
         settling.cancel()

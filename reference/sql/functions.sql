@@ -415,17 +415,82 @@ BEGIN
                                      WHERE l.shard = shard_ AND l.user_id = p_user AND l.seq > fresh.seq);
 END $$;
 
+-- Rebuild the next page of a shard's projection from the ledger, in one transaction: readers see the old rows until
+-- they see the new ones. `wrong` counts rows that were not what the ledger says at their seq, `last` whether the
+-- shard is done.
+CREATE FUNCTION projection_rebuild_page(p_shard smallint, p_limit integer)
+RETURNS TABLE (rebuilt integer, wrong_rows integer, last boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    r     projection_rebuilds;
+    users bigint[];
+    upto  bigint;
+BEGIN
+    -- Two rebuilds of one shard take turns.
+    SELECT * INTO STRICT r FROM projection_rebuilds b WHERE b.shard = p_shard FOR UPDATE;
+    -- From wallet to wallet along the primary key: a wallet costs the same whether it has one entry or a million.
+    users := ARRAY(
+        WITH RECURSIVE wallet (user_id) AS (
+            (SELECT l.user_id FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id > r.after_user
+              ORDER BY l.user_id LIMIT 1)
+            UNION ALL
+            SELECT (SELECT l.user_id FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id > w.user_id
+                     ORDER BY l.user_id LIMIT 1)
+              FROM wallet w WHERE w.user_id IS NOT NULL)
+        SELECT w.user_id FROM wallet w WHERE w.user_id IS NOT NULL LIMIT p_limit);
+    last := cardinality(users) < p_limit;
+    upto := CASE WHEN last THEN 9223372036854775807 ELSE users[p_limit] END;
+    -- Wait for the projector in the order in which it locks. Every statement after this one sees the entries that
+    -- the locked rows tell of, so no row can be set back.
+    PERFORM FROM wallet_balance_projection p
+      WHERE p.shard = p_shard AND p.user_id > r.after_user AND p.user_id <= upto ORDER BY p.user_id FOR UPDATE;
+    WITH wrong AS (
+        DELETE FROM wallet_balance_projection p
+         WHERE p.shard = p_shard AND p.user_id > r.after_user AND p.user_id <= upto
+           AND NOT EXISTS (SELECT FROM wallet_ledger l
+                            WHERE l.shard = p_shard AND l.user_id = p.user_id AND l.seq = p.seq
+                              AND l.balance_snapshot = p.balance)
+        RETURNING 1)
+    SELECT count(*)::integer INTO wrong_rows FROM wrong;
+    IF r.from_zero THEN
+        DELETE FROM wallet_balance_projection p
+         WHERE p.shard = p_shard AND p.user_id > r.after_user AND p.user_id <= upto;
+    END IF;
+    INSERT INTO wallet_balance_projection AS p (shard, user_id, balance, seq, updated_at)
+    SELECT p_shard, u.user_id, h.balance_snapshot, h.seq, h.created_at
+      FROM unnest(users) AS u (user_id)
+     CROSS JOIN LATERAL (
+          SELECT l.seq, l.balance_snapshot, l.created_at FROM wallet_ledger l
+           WHERE l.shard = p_shard AND l.user_id = u.user_id ORDER BY l.seq DESC LIMIT 1) h
+     ORDER BY u.user_id
+        ON CONFLICT (shard, user_id) DO UPDATE
+       SET balance = excluded.balance, seq = excluded.seq, updated_at = excluded.updated_at
+     WHERE p.seq < excluded.seq;
+    rebuilt := cardinality(users);
+    UPDATE projection_rebuilds b
+       SET after_user = upto, wallets = b.wallets + rebuilt, wrong = b.wrong + wrong_rows,
+           finished_at = CASE WHEN last THEN clock_timestamp() END
+     WHERE b.shard = p_shard;
+    RETURN NEXT;
+END $$;
+
 -- name: grants
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO ledger_auditor;
-GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection TO ledger_api;
+GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection,
+    projection_progress TO ledger_api;
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, bet_cancel TO ledger_api;
 GRANT EXECUTE ON FUNCTION bet_rollback, wallet_statistics TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;
+GRANT SELECT, UPDATE (complete_at_ms, offsets) ON relay_progress TO ledger_relay;
 GRANT SELECT, UPDATE ON matches, orders, cancels TO ledger_matcher;
 GRANT SELECT, INSERT ON orders, fills, events TO ledger_matcher;
 GRANT SELECT, UPDATE ON matches, orders, settlements TO ledger_settler;
 GRANT SELECT, INSERT ON match_transitions TO ledger_settler;
 GRANT EXECUTE ON FUNCTION ledger_post TO ledger_settler;
 GRANT SELECT, INSERT, UPDATE ON wallet_balance_projection TO ledger_projector;
+GRANT SELECT, UPDATE ON projection_progress TO ledger_projector;
+GRANT SELECT ON relay_progress TO ledger_projector;
+GRANT SELECT, INSERT, UPDATE ON projection_rebuilds TO ledger_projector;
+GRANT EXECUTE ON FUNCTION projection_rebuild_page TO ledger_projector;

@@ -97,6 +97,19 @@ CREATE TABLE events (
     CONSTRAINT event_published_check CHECK (published_to_kafka = (published_at IS NOT NULL))
 );
 CREATE INDEX events_unpublished ON events (id) WHERE NOT published_to_kafka;
+-- Marking a row leaves a dead one behind; they are swept up before a poll has to step over many of them.
+ALTER TABLE events SET (
+    autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
+    autovacuum_analyze_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0);
+
+-- How far the relay is with this server's events: all that was committed before complete_at_ms is in Kafka, at
+-- these offsets or before them ({topic: {partition: offset}}).
+CREATE TABLE relay_progress (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    complete_at_ms bigint  NOT NULL DEFAULT 0,
+    offsets        jsonb   NOT NULL DEFAULT '{}'
+) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
+INSERT INTO relay_progress DEFAULT VALUES;
 
 -- The home side of a match: its state, its order book, its fills, its settlement.
 CREATE TABLE matches (
@@ -212,7 +225,33 @@ CREATE TABLE wallet_balance_projection (
     balance    bigint      NOT NULL,
     seq        bigint      NOT NULL,
     updated_at timestamptz NOT NULL,
-    PRIMARY KEY (shard, user_id)
+    PRIMARY KEY (shard, user_id),
+    CONSTRAINT projection_shard CHECK (shard = user_id % 100),
+    CONSTRAINT projection_user CHECK (user_id > 0),
+    CONSTRAINT projection_seq CHECK (seq > 0),
+    CONSTRAINT projection_balance CHECK (balance >= 0)
+) WITH (fillfactor = 80);
+
+-- Up to when the read model is complete: every entry committed before complete_at_ms is in the projection, and
+-- no cached balance is older than cached_at_ms. The projectors report by partition ({"topic/partition": ms}).
+CREATE TABLE projection_progress (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    projected      jsonb   NOT NULL DEFAULT '{}',
+    cached         jsonb   NOT NULL DEFAULT '{}',
+    complete_at_ms bigint  NOT NULL DEFAULT 0,
+    cached_at_ms   bigint  NOT NULL DEFAULT 0
+) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
+INSERT INTO projection_progress DEFAULT VALUES;
+
+-- How far a rebuild of the projection is, by shard: a rebuild that was killed goes on from here.
+CREATE TABLE projection_rebuilds (
+    shard       smallint    PRIMARY KEY,
+    from_zero   boolean     NOT NULL,
+    after_user  bigint      NOT NULL DEFAULT 0,
+    wallets     bigint      NOT NULL DEFAULT 0,
+    wrong       bigint      NOT NULL DEFAULT 0,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz
 );
 
 -- Sums over the first `seq` entries of a wallet, so that its statistics cost no more the older it gets. Entries

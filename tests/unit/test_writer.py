@@ -123,7 +123,8 @@ def test_the_arrays_of_the_posting_function_are_parallel() -> None:
 
 def test_a_row_behind_an_unacknowledged_row_of_its_key_is_not_marked() -> None:
     rows = [{"id": n, "partition_key": key} for n, key in [(1, "a"), (2, "b"), (3, "a"), (4, "b"), (5, "c")]]
-    assert publishable(rows, [False, True, True, True, True]) == [2, 4, 5]
+    sent = (0, 7)
+    assert publishable(rows, [None, sent, sent, sent, sent]) == [2, 4, 5]
 
 
 def test_the_newest_event_of_a_wallet_decides_whatever_the_order() -> None:
