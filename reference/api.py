@@ -29,6 +29,7 @@ from reference.commands import (
 from reference.config import ServiceConfig
 from reference.desk import MAX_CLOSES_AT_MS, Desk, within
 from reference.errors import InvalidCommand, LedgerError
+from reference.event_stream import EventStreams
 from reference.openapi import document
 from reference.reads import (
     BETS,
@@ -61,8 +62,8 @@ _create_match = msgspec.json.Decoder(CreateMatch).decode
 _settle_match = msgspec.json.Decoder(SettleMatch).decode
 _rollback = msgspec.json.Decoder(Rollback).decode
 
-Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer]]
-"""(scope, protocol, the path split at its slashes) → the answer."""
+Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer | None]]
+"""(scope, protocol, the path split at its slashes) → the answer, or None if the handler sent it by itself."""
 Shape = tuple[str | None, ...]
 
 METHODS = ("GET", "POST")
@@ -102,6 +103,7 @@ class Api:
         self.writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
         self.desk = Desk(config, self._store, self.writers)
         self.reads = Reads(self._store, self._cache)
+        self.streams = EventStreams(config, self.reads)
         self.admission = Admission(config)
         self._loop_watch = LoopWatch()
         self._health = Health()
@@ -119,6 +121,8 @@ class Api:
 
     async def drain(self) -> None:
         """Stop being ready, then refuse what is new and wait for what is under way (bounded)."""
+        self.admission.stopping = True
+        await self.streams.close()
         left = await self.admission.drain()
         if left:
             log.error("%d requests were still under way when the process had to stop", left)
@@ -145,6 +149,7 @@ class Api:
             (("GET", "wallets", "entries"), "entries", wallet, self._entries),
             (("GET", "wallets", "transactions"), "transactions", wallet, self._transactions),
             (("GET", "wallets", "stats"), "stats", wallet, self._stats),
+            (("GET", "wallets", "events"), "events", wallet, self._events),
             (("GET", "wallets", "bets"), "wallet_bets", wallet, self._bets),
             (("GET", "wallets", "bets", None), "bet", wallet, self._view_bet),
             (("POST", "matches"), "create_match", admin, self._create_match),
@@ -175,13 +180,15 @@ class Api:
             if route.needs is not Needs.NOBODY:
                 user = parts[3] if route.needs is Needs.WALLET else ""
                 await admission.admit(route.needs, scope.headers.get("authorization"), user)
-            answer = await route.handle(scope, proto, parts)
+            answer: web.Answer | None = await route.handle(scope, proto, parts)
         except Exception as error:  # noqa: BLE001 - the last resort of a server: answer, log, go on
             answer = web.failure(route.name, error)
         finally:
             admission.leave()
-        status, headers, body = answer
-        proto.response_bytes(status, headers, body)
+        status = 200
+        if answer is not None:
+            status, headers, body = answer
+            proto.response_bytes(status, headers, body)
         route.count(status, time.perf_counter() - started)
 
     async def _unknown_route(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
@@ -313,6 +320,13 @@ class Api:
         before_seq = web.seq_of(web.cursor(query, TRANSACTIONS, int, MAX_USER_ID))
         limit = web.number(query, "limit", 1, ENTRIES_PAGE_MAX, 20)
         return 200, web.JSON, _encode(await self.reads.transactions(user_id, before_seq, limit))
+
+    async def _events(self, scope: Any, proto: Any, parts: list[str]) -> None:
+        user_id = web.user_of(parts[3])
+        caller = self.admission.gate.caller(scope.headers.get("authorization"))
+        last: str = scope.headers.get("last-event-id") or "0"
+        last_seq = web.number({"Last-Event-ID": [last]}, "Last-Event-ID", 0, MAX_USER_ID, 0)
+        await self.streams.serve(proto, caller, user_id, last_seq)
 
     async def _stats(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         user_id = web.user_of(parts[3])

@@ -35,7 +35,7 @@ _STRUCTS: list[type] = [
     answers.BalanceView,
     answers.EntriesView,
     answers.StatsView,
-    answers.BalanceUpdate,
+    answers.BalanceEvent,
     answers.Problem,
 ]
 
@@ -575,7 +575,8 @@ def _bulk(accepted: Json, bet: Json) -> Json:
 
 
 def _stream() -> Json:
-    example = 'id: 2\nevent: user.balance.updated\ndata: {"user_id":7,"seq":2,"balance_minor":9900}\n\n'
+    data = '{"user_id":7,"seq":2,"balance_minor":9900,"updated_at_ms":1767225600000}'
+    example = f"id: 2\nevent: user.balance.updated\ndata: {data}\n\n"
     header = {"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 19}}
     return {
         "operationId": "events",
@@ -587,7 +588,7 @@ def _stream() -> Json:
         "parameters": [*_parameters(("user_id",)), header],
         "responses": {
             "200": {
-                "description": "Events `user.balance.updated`; `data` is a BalanceUpdate as JSON",
+                "description": "Events `user.balance.updated`; `data` is a BalanceEvent as JSON",
                 "content": {"text/event-stream": {"schema": {"type": "string"}, "example": example}},
             },
             **_MALFORMED,
