@@ -32,7 +32,7 @@ def config(**changes) -> ServiceConfig:
 
 def claims(**changes) -> dict:
     now = int(time.time())
-    fields = {"iss": auth.ISSUER, "aud": auth.AUDIENCE, "iat": now, "nbf": now, "exp": now + 60, "scope": "service"}
+    fields = {"iss": auth.ISSUER, "aud": auth.AUDIENCE, "iat": now, "nbf": now, "exp": now + 86_400, "scope": "service"}
     return {name: value for name, value in (fields | changes).items() if value is not None}
 
 
@@ -66,9 +66,9 @@ def test_an_issued_token_says_who_calls() -> None:
         "Bearer " + "[" * 1500,
         bearer(claims(), "another key, which is long enough....."),
         bearer(claims(), KEY, "HS512"),
-        bearer(claims(exp=int(time.time()) - 60)),
-        bearer(claims(nbf=int(time.time()) + 60)),
-        bearer(claims(iat=int(time.time()) + 60)),
+        bearer(claims(exp=int(time.time()) - 3600)),
+        bearer(claims(nbf=int(time.time()) + 3600)),
+        bearer(claims(iat=int(time.time()) + 3600)),
         bearer(claims(exp=None)),
         bearer(claims(iat=None)),
         bearer(claims(scope=None)),
@@ -101,7 +101,7 @@ def test_a_remembered_token_still_expires(monkeypatch) -> None:
     gate = Gate(KEY)
     header = bearer(claims())
     gate.caller(header)
-    monkeypatch.setattr(auth.time, "time", lambda now=time.time: now() + 120)
+    monkeypatch.setattr(auth.time, "time", lambda now=time.time: now() + 2 * 86_400)
     with pytest.raises(Unauthenticated, match="expired"):
         gate.caller(header)
 

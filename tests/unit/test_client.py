@@ -168,6 +168,9 @@ def unused_port() -> int:
         return int(probe.getsockname()[1])
 
 
+ROLLED_BACK: dict[str, Any] = {"outcome": "ROLLED_BACK", "replayed": True}
+
+
 class FakeLedger:
     """Answers like the service, from a dictionary; `rule` may answer first."""
 
@@ -191,19 +194,38 @@ class FakeLedger:
                 {"user_id": int(user), "balance_minor": 5, "seq": seq, "source": "redis", "stale": False}
             )
         body = await request.read()
-        key = request.headers["Idempotency-Key"]
+        if path == "/v1/commands":
+            results = []
+            items = msgspec.json.decode(body)["commands"]
+            self.requests += len(items) - 1
+            for item in items:
+                op, user, key = item.pop("op"), str(item.pop("user_id")), item.pop("key")
+                status, said = self.post(user, key, msgspec.json.encode(item), bet=op == "bet")
+                results.append({"status": status} | said)
+            return web.json_response({"results": results})
         user = path.split("/")[3] if "/wallets/" in path else "match"
+        if path.endswith("/rollbacks"):
+            key = msgspec.json.decode(body)["key"]
+            known = self.answers.setdefault((user, key), (b"", ROLLED_BACK))
+            bet_id = known[1].get("bet_id")
+            return web.json_response({"outcome": "ACCEPTED", "replayed": False, "bet_id": bet_id}, status=202)
+        status, answer = self.post(user, request.headers["Idempotency-Key"], body, bet=path.endswith("/bets"))
+        return web.json_response(answer, status=status)
+
+    def post(self, user: str, key: str, body: bytes, *, bet: bool) -> tuple[int, dict[str, Any]]:
         known = self.answers.get((user, key))
+        if known is not None and known[1] is ROLLED_BACK:
+            return 422, ROLLED_BACK
         if known is not None:
-            if known[0] != body:
-                return web.json_response({"title": "differs", "outcome": "REPLAYED_DIFFERENTLY"}, status=409)
-            return web.json_response({**known[1], "replayed": True}, status=202)
+            if msgspec.json.decode(known[0]) != msgspec.json.decode(body):
+                return 409, {"title": "differs", "outcome": "REPLAYED_DIFFERENTLY"}
+            return 202, {**known[1], "replayed": True}
         self.seqs[user] = self.seqs.get(user, 0) + 1
         answer: dict[str, Any] = {"outcome": "ACCEPTED", "replayed": False, "seq": self.seqs[user], "balance_minor": 10}
-        if path.endswith("/bets"):
+        if bet:
             answer["bet_id"] = f"bet-{key}"
         self.answers[user, key] = (body, answer)
-        return web.json_response(answer, status=202)
+        return 202, answer
 
 
 @asynccontextmanager
