@@ -16,11 +16,11 @@ from ledgerproof.bench import usage
 from ledgerproof.bench.drive import play
 from ledgerproof.bench.options import BenchOptions, Sizes
 from ledgerproof.bench.plan import Kind, Plan, Window
-from ledgerproof.bench.requests import OUTCOMES
+from ledgerproof.bench.requests import OUTCOMES, build_post
 from ledgerproof.bench.row import Row
 from ledgerproof.collect import drain
 from ledgerproof.progress import Progress
-from ledgerproof.wire import Wire, post
+from ledgerproof.wire import Wire
 from reference.config import ServerConfig, ServiceConfig
 
 FIRST_USER: Final = 1_000_000
@@ -50,6 +50,10 @@ class Bench:
     matches: list[str] = field(default_factory=list)
     windows: int = 0
     opened: bool = False
+    token: str = ""
+    """For the API; may do everything."""
+    acknowledged: int = 0
+    """Bets that were answered as accepted: all of them have to be in the ledger."""
 
     @property
     def sizes(self) -> Sizes:
@@ -60,6 +64,12 @@ class Bench:
     def api_ports(self) -> list[int]:
         """Ports of the API processes."""
         return [self.stack.port(name) for name in self.stack.nodes_of("api")]
+
+    def __post_init__(self) -> None:
+        """Take a token for the API."""
+        # A stack whose API asks for no token has no method that makes one.
+        issue = getattr(self.stack, "token", None)
+        self.token = issue() if issue is not None else ""
 
     def metrics_ports(self) -> dict[str, int]:
         """Port of every process of the service."""
@@ -82,7 +92,7 @@ class Bench:
             first_user=FIRST_USER,
             users=self.sizes.wallets,
             matches=self.matches,
-            token=self.stack.token(),
+            token=self.token,
         )
         return msgspec.structs.replace(plan, **fields)
 
@@ -98,6 +108,10 @@ class Bench:
         window = play(plan, begin, lambda: readings.append(usage.cpu_seconds(self.stack)))
         used = usage.spent(*readings)
         used["generator"] = window.cpu_s
+        if plan.kind == "bets":
+            self.acknowledged += window.accepted
+        elif plan.kind == "bulk":
+            self.acknowledged += window.counted
         return window, used
 
     def open_workload(self) -> None:
@@ -123,16 +137,22 @@ class Bench:
 
         async def create() -> None:
             wire = Wire("127.0.0.1", self.api_ports[0], timeout_s=SETUP_TIMEOUT_S)
-            token = self.stack.token()
             try:
                 for match_id in ids:
                     body = {"match_id": match_id, "closes_at_ms": closes_at_ms, "outcomes": OUTCOMES}
-                    await command(wire, "/v1/matches", f"open-{match_id}", body, token)
+                    await self.command(wire, "/v1/matches", f"open-{match_id}", body)
             finally:
                 wire.close()
 
         asyncio.run(create())
         return ids
+
+    async def command(self, wire: Wire, path: str, key: str, body: object) -> None:
+        """Send one command that has to be accepted. Raises BenchFailed."""
+        request = build_post(path, key, msgspec.json.encode(body), self.token)
+        answer = await wire.exchange(request)
+        if answer.status != 202:
+            raise BenchFailed(f"POST {path} answered {answer.status}: {answer.body[:300].decode(errors='replace')}")
 
     def drain(self) -> None:
         """Wait until every event is published and consumed. Raises NotDrained."""
@@ -175,13 +195,6 @@ class Bench:
         """Return the highest valid rate among the rows of a name."""
         rates = [row.rate for row in self.rows if row.name == name and row.valid and row.rate]
         return max(rates, default=None)
-
-
-async def command(wire: Wire, path: str, key: str, body: object, token: str) -> None:
-    """Send one command that has to be accepted. Raises BenchFailed."""
-    answer = await wire.exchange(post(path, key, msgspec.json.encode(body), token))
-    if answer.status != 202:
-        raise BenchFailed(f"POST {path} answered {answer.status}: {answer.body[:300].decode(errors='replace')}")
 
 
 def _because(row: Row) -> str:

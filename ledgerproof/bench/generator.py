@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -32,7 +33,10 @@ TICK_S = 0.001
 NICE = -10
 """A generator on the machine it loads must not be the one that waits for the processor. Where the user may not
 raise a priority it stays as it is, and the lag says what that cost."""
+AUTOGROUP = Path("/proc/self/autogroup")
 CONNECT_TIMEOUT_S = 5.0
+OPENING_MAX = 8
+REOPEN_AFTER_S = 0.05
 HEAD_MAX_BYTES = 16_384
 PROBLEM_MAX_BYTES = 300
 UNANSWERED = float("inf")
@@ -127,6 +131,8 @@ class Load:
         self._unreadable = 0
         self._marks: Counter[str] = Counter()
         self._marker = plan.marker.encode()
+        self._count = plan.count.encode()
+        self._counted = 0
         self._problem = b""
         self._began = 0.0
         self._running = False
@@ -179,6 +185,8 @@ class Load:
             if at >= 0:
                 at += len(self._marker)
                 self._marks[data[at : data.find(b'"', at)].decode()] += 1
+        if self._count:
+            self._counted += data.count(self._count, body_at)
         if status >= 300 and not self._problem:
             self._problem = data[body_at : body_at + PROBLEM_MAX_BYTES]
         self._under_way -= 1
@@ -223,10 +231,8 @@ class Load:
                 self._idle.popleft().send(index, self._requests[index])
             else:
                 self._waiting.append(index)
-                if len(self._all) + len(self._opening) < self._plan.connections_max:
-                    self._open_later()
-                else:
-                    self._queued += 1
+                self._queued += 1
+                self._open_later()
         if self._next < count:
             asyncio.get_running_loop().call_later(TICK_S, self._tick)
         else:
@@ -260,15 +266,25 @@ class Load:
             self._finished.set()
 
     def _open_later(self) -> None:
+        """Open one more connection, a few at a time: a burst of them would make the generator itself late."""
+        if len(self._opening) >= OPENING_MAX or len(self._all) + len(self._opening) >= self._plan.connections_max:
+            return
         task = asyncio.get_running_loop().create_task(self._open_for_waiting())
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(self._opened_one)
+
+    def _opened_one(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if self._waiting and self._running:
+            self._open_later()
 
     async def _open_for_waiting(self) -> None:
         try:
             await self._open()
         except OSError:
+            # Refused or reset: what waits is tried again with the next connection, at the pace of the timer.
             self._lost += 1
+            await asyncio.sleep(REOPEN_AFTER_S)
 
     async def _open(self) -> None:
         port = self._plan.ports[self._opened % len(self._plan.ports)]
@@ -312,8 +328,9 @@ class Load:
             lost=self._lost,
             unreadable=self._unreadable,
             marks=dict(self._marks),
+            counted=self._counted,
             cpu_s=cpu_s,
-            nice=os.getpriority(os.PRIO_PROCESS, 0),
+            priority=_priority(),
             first_problem=self._problem.decode(errors="replace"),
             p99_by_second_ms=[quantile_ms(latency[second_due == second], 0.99) for second in seconds],
             accepted_by_second=[int((second_ended == second).sum()) for second in seconds],
@@ -336,12 +353,28 @@ def prepare(plan: Plan) -> Load:
     return Load(plan, build(plan, plan.requests_max), None)
 
 
-def _favour_this_process() -> None:
-    """Raise the priority and the number of files as far as the user may."""
+def _favour_this_process(plan: Plan) -> None:
+    """Raise the priority and the number of files as far as the user may.
+
+    In the open loop the process is scheduled in real time: it sleeps between ticks and uses a fraction of a core, but
+    must have that when a request is due, as a client on a machine of its own would.
+    """
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+        if plan.loop == "open":
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        else:
+            os.setpriority(os.PRIO_PROCESS, 0, NICE)
+            # Linux shares the processor between sessions first; within one the priority above decides.
+            AUTOGROUP.write_text(str(NICE))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _priority() -> str:
+    """Return how this process is scheduled."""
+    if os.sched_getscheduler(0) == os.SCHED_RR:
+        return "real time"
+    return f"nice {os.getpriority(os.PRIO_PROCESS, 0)}"
 
 
 async def _serve_plan(plan: Plan) -> Window:
@@ -372,7 +405,7 @@ def main() -> int:
             return 1
         line += piece
     plan = msgspec.json.decode(line, type=Plan)
-    _favour_this_process()
+    _favour_this_process(plan)
     try:
         window = uvloop.run(_serve_plan(plan))
     except NotLoaded as error:

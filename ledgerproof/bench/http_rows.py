@@ -19,7 +19,12 @@ GENERATOR_LAG_P99_MAX_MS: Final = 5.0
 FIRST_RATE: Final = 800.0
 HINT_SHARE: Final = 0.97
 """Of what was accepted or consumed in a window that was too fast, this is tried next."""
-LAG_SAMPLES_AFTER_S: Final = 0.5
+FLOOR: Final = "floor_unnest"
+BULK_COMMANDS: Final = 1_000
+BULK_CONNECTIONS: Final = 3
+"""Together they ask for less than a writer's queue holds."""
+BULK_RATE_MAX: Final = 25_000
+"""Commands are prepared for this many a second; a window that uses them up ends early."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ def _row(bench: Bench, name: str, last: Attempt, found: Found, age: int) -> Row:
         rate=round(window.accepted_per_s, 1),
         p50_ms=window.p50_ms,
         p99_ms=window.p99_ms,
+        floor=FLOOR,
         reason=found.limit,
         loop="open, Poisson arrivals; latency from the intended time",
         data_age=age,
@@ -181,13 +187,50 @@ def _row(bench: Bench, name: str, last: Attempt, found: Found, age: int) -> Row:
     )
 
 
+def bulk(bench: Bench) -> None:
+    """Measure bets that come a thousand a request."""
+    bench.open_workload()
+    age = bench.entries()
+    seconds = bench.sizes.read_s
+    plan = bench.plan(
+        "bulk",
+        loop="closed",
+        duration_s=seconds,
+        connections=BULK_CONNECTIONS,
+        requests_max=BULK_CONNECTIONS + int(BULK_RATE_MAX * seconds / BULK_COMMANDS),
+        bulk=BULK_COMMANDS,
+        count='"status":202',
+    )
+    window, used = bench.measured(plan)
+    row = bench.row(
+        "http_bulk_bets",
+        variant=f"{BULK_COMMANDS:,} a request",
+        rate=round(window.counted / window.duration_s, 1),
+        p50_ms=window.p50_ms,
+        p99_ms=window.p99_ms,
+        floor=FLOOR,
+        loop=f"closed, {BULK_CONNECTIONS} connections",
+        batch_size=BULK_COMMANDS,
+        data_age=age,
+        duration_s=round(window.duration_s, 2),
+        samples=window.counted,
+        cpu_ms_per_op=usage.per_operation_ms(used, window.counted),
+        fsync=FSYNC_KAFKA,
+        details={**generator_details(window), "statuses": window.statuses, "latency_is_of": "one request"},
+    )
+    asked = window.due * BULK_COMMANDS
+    if window.counted < ACCEPTED_SHARE_MIN * asked:
+        ended(row, f"only {window.counted} of {asked} accepted: {window.statuses} {window.first_problem}")
+    bench.add(row)
+
+
 def generator_details(window: Window) -> dict[str, Any]:
     """Return how the generator did, for a row's details."""
     return {
         "generator_lag_p99_ms": window.lag_p99_ms,
         "generator_lag_max_ms": window.lag_max_ms,
         "generator_cpu_share": round(window.cpu_share, 3),
-        "generator_nice": window.nice,
+        "generator_priority": window.priority,
         "connections": window.connections,
         "queued_for_a_connection": window.queued,
         "connections_lost": window.lost,

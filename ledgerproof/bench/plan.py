@@ -22,7 +22,7 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Closed only: requests prepared; the window ends early when they are used up, unless they repeat."""
     repeat: bool = False
     """Closed only: begin again with the first request after the last one (reads)."""
-    connections: int = 64
+    connections: int = 128
     """Open: opened before the window. Closed: requests under way at any time."""
     connections_max: int = 768
     """Open only: more are opened while all are busy, up to this many."""
@@ -39,7 +39,9 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     bulk: int = 1_000
     """Commands in one bulk request."""
     token: str = ""
-    """Bearer token of every request; empty: none is sent."""
+    """Bearer token of every request; empty for a service that asks for none."""
+    count: str = ""
+    """Text whose occurrences in the bodies of answers are counted (`"status":202` of a bulk)."""
     marker: str = ""
     """Text in an answer's body after which a word up to the next quotation mark is counted (`"source":"`)."""
 
@@ -70,7 +72,7 @@ class Window(msgspec.Struct, kw_only=True):
     """How late the generator itself was: from due to handed over. Above a few milliseconds it measures itself."""
     lag_max_ms: float
     queued: int
-    """Requests that found every connection busy and as many opened as are allowed."""
+    """Requests that found every connection busy and waited for one; their latency counts from when they were due."""
     connections: int
     """Connections opened in all."""
     lost: int
@@ -79,10 +81,12 @@ class Window(msgspec.Struct, kw_only=True):
     """Answers that are not HTTP/1.1 with a content-length."""
     marks: dict[str, int]
     """Answers by the word after the marker."""
+    counted: int
+    """Occurrences of the text to count."""
     cpu_s: float
     """CPU of the generator's process in the window."""
-    nice: int
-    """The generator's priority; below zero where that was allowed."""
+    priority: str
+    """How the generator was scheduled: in real time or at a lower nice value where that was allowed."""
     first_problem: str = ""
     """The body of the first answer of 300 and above."""
     p99_by_second_ms: list[float | None] = []

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import msgspec
 
 from ledgerproof.bench.plan import Plan
-from ledgerproof.wire import get, post
 
 ODDS_LOW, ODDS_HIGH = 150, 250
 STAKE_LOW, STAKE_HIGH = 10, 200
@@ -49,43 +48,55 @@ def build(plan: Plan, count: int) -> list[bytes]:
     """Return `count` requests of the plan's kind; deposits and reads are at most one a wallet."""
     match plan.kind:
         case "bets":
-            return [_bet(plan, bet, f"{plan.run}-{number}") for number, bet in enumerate(draw_bets(plan, count))]
+            return [
+                build_post(f"/v1/wallets/{bet.user_id}/bets", f"{plan.run}-{number}", _bet(bet), plan.token)
+                for number, bet in enumerate(draw_bets(plan, count))
+            ]
         case "bulk":
             drawn = draw_bets(plan, count * plan.bulk)
             return [
-                _bulk(plan, [next(drawn) for _ in range(plan.bulk)], f"{plan.run}-{number}") for number in range(count)
+                _bulk([next(drawn) for _ in range(plan.bulk)], f"{plan.run}-{number}", plan.token)
+                for number in range(count)
             ]
         case "deposits":
             body = b'{"amount_minor":%d}' % DEPOSIT_MINOR
             first = plan.first_user
             return [
-                _post(plan, f"/v1/wallets/{user}/deposits", f"{plan.run}-open", body)
+                build_post(f"/v1/wallets/{user}/deposits", f"{plan.run}-open", body, plan.token)
                 for user in range(first, first + min(count, plan.users))
             ]
         case "balances":
             users = list(range(plan.first_user, plan.first_user + plan.users))
             random.Random(plan.seed).shuffle(users)  # noqa: S311 - a workload, not a secret
-            return [_get(plan, f"/v1/wallets/{user}/balance{plan.query}") for user in users[:count]]
+            return [_get(f"/v1/wallets/{user}/balance{plan.query}", plan.token) for user in users[:count]]
         case "static":
-            return [_get(plan, "/")] * count
+            return [_get("/", plan.token)] * count
 
 
-def _bet(plan: Plan, bet: DrawnBet, key: str) -> bytes:
-    body = (
+def _bet(bet: DrawnBet) -> bytes:
+    return (
         f'{{"match_id":"{bet.match_id}","outcome":"{bet.outcome}","side":"{bet.side}","odds":{bet.odds},'
         f'"stake_minor":{bet.stake_minor}}}'
-    )
-    return _post(plan, f"/v1/wallets/{bet.user_id}/bets", key, body.encode())
+    ).encode()
 
 
-def _bulk(plan: Plan, bets: list[DrawnBet], key: str) -> bytes:
+def _bulk(bets: list[DrawnBet], key: str, token: str) -> bytes:
     commands = [{"op": "bet", "key": f"{key}-{number}", **msgspec.to_builtins(bet)} for number, bet in enumerate(bets)]
-    return _post(plan, "/v1/commands", key, msgspec.json.encode({"commands": commands}))
+    return build_post("/v1/commands", key, msgspec.json.encode({"commands": commands}), token)
 
 
-def _post(plan: Plan, path: str, key: str, body: bytes) -> bytes:
-    return post(path, key, body, plan.token)
+def build_post(path: str, key: str, body: bytes, token: str) -> bytes:
+    """Return a POST of a JSON body under an idempotency key; `token` is empty for a service that asks for none."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{_authorization(token)}"
+        f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
-def _get(plan: Plan, path: str) -> bytes:
-    return get(path, plan.token)
+def _get(path: str, token: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{_authorization(token)}\r\n".encode()
+
+
+def _authorization(token: str) -> str:
+    return f"Authorization: Bearer {token}\r\n" if token else ""

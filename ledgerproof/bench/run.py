@@ -14,9 +14,11 @@ from compose.errors import StackError
 from compose.stack import Stack
 from compose.state import StackSpec, stacks_folder
 from ledgerproof import __version__
-from ledgerproof.bench import http_rows
+from ledgerproof.bench import http_rows, read_rows, sql_rows, worker_rows
+from ledgerproof.bench.check import check
 from ledgerproof.bench.context import Bench, BenchFailed
 from ledgerproof.bench.drive import GeneratorFailed
+from ledgerproof.bench.loading import NotPosted
 from ledgerproof.bench.options import ROW_NAMES, BenchOptions
 from ledgerproof.bench.row import Row
 from ledgerproof.collect import NotCollected, NotDrained
@@ -24,10 +26,20 @@ from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
 from ledgerproof.wire import WireError
+from reference.errors import LedgerError
 
 MEASURE: Final[dict[str, Callable[[Bench], None]]] = {
+    "generator_ceiling": read_rows.ceiling,
+    **dict.fromkeys(sql_rows.NAMES, sql_rows.floor_and_function),
+    "floor_pgbench": sql_rows.floor_pgbench,
+    "growth_with_age": sql_rows.growth_with_age,
     "http_single_bets_sustained": http_rows.sustained,
     "http_single_bets_accepted": http_rows.accepted,
+    "http_bulk_bets": http_rows.bulk,
+    "reads_redis": read_rows.from_redis,
+    "reads_projection": read_rows.from_projection,
+    "reads_ledger": read_rows.from_ledger,
+    **dict.fromkeys(worker_rows.NAMES, worker_rows.pipeline),
 }
 """The function that measures each row."""
 
@@ -36,6 +48,8 @@ FAILURES: Final = (
     GeneratorFailed,
     NotCollected,
     NotDrained,
+    NotPosted,
+    LedgerError,
     StackError,
     WireError,
     OSError,
@@ -61,6 +75,8 @@ class BenchResult(msgspec.Struct, kw_only=True):
     """Whether the ledger was found consistent after the load; None: nothing was posted through the service."""
     checks: dict[str, int]
     """Violations by rule."""
+    unchecked: str
+    """Why the ledger could not be judged, empty if it was or there was nothing to judge."""
     peak_rss_mb: dict[str, float]
     residue: list[str]
 
@@ -84,7 +100,7 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
             for name in ROW_NAMES:
                 if name in options.only:
                     _measure(run, name)
-            checks = _check(run)
+            checks, unchecked = _checked(run)
             run.peak.note(stack)
             apis = len(run.api_ports)
         finally:
@@ -101,8 +117,9 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
         servers=len(run.config.servers),
         apis=apis,
         rows=run.rows,
-        checked=None if checks is None else not any(checks.values()),
+        checked=not any(checks.values()) if checks else False if unchecked else None,
         checks=checks or {},
+        unchecked=unchecked,
         peak_rss_mb=run.peak.peak_mb,
         residue=stack.residue,
     )
@@ -142,9 +159,24 @@ def _relate(run: Bench, row: Row) -> None:
         row.ratio_to_floor = round(row.rate / floor, 3)
 
 
+def _checked(run: Bench) -> tuple[dict[str, int] | None, str]:
+    """Return the violations by rule, and why they are not known if they are not."""
+    try:
+        return _check(run), ""
+    except FAILURES as error:
+        run.progress.warn(f"the ledger could not be checked: {error}")
+        return None, f"{type(error).__name__}: {error}"
+
+
 def _check(run: Bench) -> dict[str, int] | None:
-    """Wait for rest and judge the ledger that the load left."""
-    return None
+    """Wait for rest and judge the ledger that the load left; None if nothing was posted through the service."""
+    if not run.opened:
+        return None
+    with run.progress.step("Checking the ledger that the load left") as step:
+        found = check(run)
+        broken = {rule: count for rule, count in found.items() if count}
+        step.detail = f"{len(found)} rules, {broken or 'nothing broken'}"
+    return found
 
 
 @contextlib.contextmanager
