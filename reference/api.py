@@ -263,7 +263,7 @@ class Api:
         commands = web.decode_bulk(await web.read_body(scope, proto, web.BULK_MAX_BYTES))
         within("commands", len(commands), 1, BULK_MAX)
         if not caller.service:
-            if caller.subject:
+            if caller.subject and len(commands) > 1:
                 await self.admission.limiter.take(int(caller.subject), len(commands) - 1)
             commands = [web.own(caller, command) for command in commands]
         results = [web.bulk_result(done) for done in await self.desk.bulk(commands)]
@@ -345,7 +345,7 @@ class Api:
 
     async def _matches(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         query = web.query_of(scope)
-        state = web.choice(query, "state", ("", *MatchState)) or None
+        state = web.choice(query, "state", tuple(MatchState)) if "state" in query else None
         before = web.cursor(query, MATCHES, tuple[int, UUID], LAST_MATCH)
         if not 0 <= before[0] <= LAST_MATCH[0]:
             raise InvalidCommand("cursor", "must be a next_cursor of this list")
