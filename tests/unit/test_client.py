@@ -16,7 +16,7 @@ from invariants import history
 from ledgerproof import workload
 from ledgerproof.client import NotSeeded, Player, classify, monotonic_clock
 from ledgerproof.wire import Lost, NotSent, Wire, get, post
-from ledgerproof.workload import draw
+from ledgerproof.workload import Kind, draw
 
 pytestmark = pytest.mark.unit
 
@@ -405,3 +405,34 @@ def test_answers_ignore_fields_the_client_does_not_need() -> None:
 
     answer = msgspec.json.decode(b'{"entries":[{"a":1}],"next_cursor":null,"seq":3}', type=Answer)
     assert answer.seq == 3
+
+
+async def test_each_command_of_a_bulk_has_a_result_of_its_own_in_the_history(tmp_path: Path) -> None:
+    async with playing(tmp_path, rate=200, duration_s=4.0) as (player, ledger):
+        arrival = next(i for i, kind in enumerate(player.schedule.kind.tolist()) if kind == Kind.BULK)
+        commands = player.schedule.bulk(arrival)
+        ledger.answers[str(commands[1].user), commands[1].key or ""] = (b"{}", {})
+        ledger.answers[str(commands[2].user), commands[2].key or ""] = (b"{}", ROLLED_BACK)
+        results = await player.attempt_bulk(commands, 0, player.clock())
+        records = [result.record for result in results]
+        assert records == ["ok", "fail", "fail"] + ["ok"] * (len(commands) - 3)
+        assert (results[1].status, results[2].status) == (409, 422)
+        assert results[-1].answer.replayed
+
+        async def break_off(request: web.Request) -> web.Response | None:
+            return web.json_response({"results": []})
+
+        ledger.rule = break_off
+        lost = await player.attempt_bulk(commands, 0, player.clock())
+        assert {result.record for result in lost} == {"info"}
+        assert player.unknown.keys() == {command.key for command in commands}
+    attempts = history.attempts(history.load(tmp_path).frame)
+    assert attempts["cls"].to_list() == records + ["info"] * len(commands)
+
+
+async def test_a_bulk_that_was_never_sent_certainly_failed(tmp_path: Path, unused_port: int) -> None:
+    async with playing(tmp_path, rate=200, duration_s=4.0) as (player, _):
+        arrival = next(i for i, kind in enumerate(player.schedule.kind.tolist()) if kind == Kind.BULK)
+        player.wires = [Wire("127.0.0.1", unused_port, timeout_s=1)]
+        results = await player.attempt_bulk(player.schedule.bulk(arrival), 0, player.clock())
+        assert {result.record for result in results} == {"fail"}
