@@ -74,6 +74,16 @@ class MatchAnswer(msgspec.Struct, frozen=True):
     state: str
 
 
+class ResettleAnswer(msgspec.Struct, frozen=True):
+    """An accepted resettle and the settlement version that holds its result."""
+
+    outcome: str
+    replayed: bool
+    match_id: UUID
+    state: str
+    settlement_version: int
+
+
 class MatchView(msgspec.Struct, frozen=True):
     """A match as its home server knows it; `settled` once every payout or refund is posted."""
 
@@ -208,6 +218,21 @@ class BalanceEvent(msgspec.Struct, frozen=True):
     seq: int
     balance_minor: int
     updated_at_ms: int
+
+
+class AdvanceView(msgspec.Struct, frozen=True):
+    """What the house advanced on one bet, because its wallet had spent what a correction took back."""
+
+    match_id: UUID
+    bet_id: UUID
+    owed_minor: int
+
+
+class AdvancesView(msgspec.Struct, frozen=True):
+    """All that a wallet owes the house; it is got back only from what later corrections pay the same bets."""
+
+    owed_minor: int
+    bets: list[AdvanceView]
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -22,6 +22,7 @@ from reference.commands import (
     MatchState,
     Outcome,
     PlaceBet,
+    ResettleMatch,
     Rollback,
     SettleMatch,
     Withdraw,
@@ -46,6 +47,7 @@ from reference.reads import (
 )
 from reference.service import STOP_WITHIN_S, Fatal, Health, LoopWatch, serve, stop_serving
 from reference.store import Store
+from reference.tracing import Tracing
 from reference.writer import Writer
 
 log = logging.getLogger("ledgerproof.api")
@@ -60,11 +62,14 @@ _withdraw = msgspec.json.Decoder(Withdraw).decode
 _place_bet = msgspec.json.Decoder(PlaceBet).decode
 _create_match = msgspec.json.Decoder(CreateMatch).decode
 _settle_match = msgspec.json.Decoder(SettleMatch).decode
+_resettle_match = msgspec.json.Decoder(ResettleMatch).decode
 _rollback = msgspec.json.Decoder(Rollback).decode
 
 Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer | None]]
 """(scope, protocol, the path split at its slashes) → the answer, or None if the handler sent it by itself."""
 Shape = tuple[str | None, ...]
+
+_NO_ATTRIBUTES: dict[str, str] = {}
 
 METHODS = ("GET", "POST")
 
@@ -96,11 +101,12 @@ class Route:
 class Api:
     """One API process: stateless but for its connections and its memory of open matches."""
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, tracing: Tracing) -> None:
         self._config = config
+        self._tracing = tracing
         self._store = Store(config, "ledger_api")
         self._cache = Cache(config)
-        self.writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
+        self.writers = [Writer(self._store, index, "API", tracing) for index in range(len(config.servers))]
         self.desk = Desk(config, self._store, self.writers)
         self.reads = Reads(self._store, self._cache)
         self.streams = EventStreams(config, self.reads)
@@ -150,11 +156,13 @@ class Api:
             (("GET", "wallets", "transactions"), "transactions", wallet, self._transactions),
             (("GET", "wallets", "stats"), "stats", wallet, self._stats),
             (("GET", "wallets", "events"), "events", wallet, self._events),
+            (("GET", "wallets", "advances"), "advances", wallet, self._advances),
             (("GET", "wallets", "bets"), "wallet_bets", wallet, self._bets),
             (("GET", "wallets", "bets", None), "bet", wallet, self._view_bet),
             (("POST", "matches"), "create_match", admin, self._create_match),
             (("POST", "matches", "close"), "close", admin, self._close_match),
             (("POST", "matches", "settle"), "settle", admin, self._settle_match),
+            (("POST", "matches", "resettle"), "resettle", admin, self._resettle_match),
             (("POST", "matches", "void"), "void", admin, self._void_match),
             (("POST", "commands"), "bulk", anybody, self._bulk),
             (("GET", "matches"), "matches", anybody, self._matches),
@@ -176,6 +184,7 @@ class Api:
             route = self._unknown
         admission = self.admission
         admission.under_way += 1
+        span = self._tracing.enter(route.name, scope.headers.get("traceparent"), _NO_ATTRIBUTES)
         try:
             if route.needs is not Needs.NOBODY:
                 user = parts[3] if route.needs is Needs.WALLET else ""
@@ -189,6 +198,9 @@ class Api:
         if answer is not None:
             status, headers, body = answer
             proto.response_bytes(status, headers, body)
+        if span is not None:
+            attributes = {"http.request.method": scope.method, "url.path": path, "http.response.status_code": status}
+            self._tracing.leave(span, attributes, failed=status >= 500)
         route.count(status, time.perf_counter() - started)
 
     async def _unknown_route(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
@@ -285,6 +297,11 @@ class Api:
         command = web.decode(_settle_match, await web.read_body(scope, proto))
         return web.match_answer(await self.desk.settle_match(match_id, command))
 
+    async def _resettle_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id, key = web.uuid_of("match_id", parts[3]), web.key_of(scope)
+        command = web.decode(_resettle_match, await web.read_body(scope, proto))
+        return web.resettle_answer(await self.desk.resettle_match(match_id, key, command))
+
     async def _void_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         match_id, _ = web.uuid_of("match_id", parts[3]), web.key_of(scope)
         await web.read_empty(scope, proto)
@@ -327,6 +344,9 @@ class Api:
         last: str = scope.headers.get("last-event-id") or "0"
         last_seq = web.number({"Last-Event-ID": [last]}, "Last-Event-ID", 0, MAX_USER_ID, 0)
         await self.streams.serve(proto, caller, user_id, last_seq)
+
+    async def _advances(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        return 200, web.JSON, _encode(await self.reads.advances(web.user_of(parts[3])))
 
     async def _stats(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         user_id = web.user_of(parts[3])
@@ -389,7 +409,8 @@ async def run(
     config: ServiceConfig, name: str, port: int, stopping: asyncio.Event, *, grpc_port: int | None = None
 ) -> None:
     """Serve until `stopping`, then finish what was admitted. Raises ConfigError without a key for tokens."""
-    api = Api(config)
+    tracing = Tracing(config, name)
+    api = Api(config, tracing)
     if config.token_key is None:
         log.warning("%s has no token_key: it trusts every caller", name)
     api.start()
@@ -413,5 +434,6 @@ async def run(
         await door.stop(STOP_WITHIN_S)
     await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()
+    tracing.close()
     if died:
         raise Fatal("the HTTP server ended by itself")

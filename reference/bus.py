@@ -221,6 +221,11 @@ class _Partition:
     unfinished: dict[int, set[int]] = field(default_factory=dict)
     committed: int = -1
 
+    def go_back(self, offset: int) -> None:
+        """Begin anew at an earlier offset, which is committed like any other."""
+        self.next_offset = offset
+        self.committed = -1
+
     def finish(self, lane: int, offset: int) -> None:
         """Strike out a message that had its effect."""
         offsets = self.unfinished.get(lane)
@@ -413,6 +418,24 @@ class Consumer:
         """
         return {place: partition.watermark_of(lane) for place, partition in self._partitions.items()}
 
+    async def check_positions(self) -> None:
+        """Correct positions beyond the end of their partition: the broker begins anew. Harmless to repeat.
+
+        Raises KafkaException if the broker does not answer.
+        """
+        loop = asyncio.get_running_loop()
+
+        def ranges() -> dict[Place, tuple[int, int]]:
+            return {
+                place: self._kafka.get_watermark_offsets(TopicPartition(*place), timeout=KAFKA_QUESTION_S)
+                for place in list(self._partitions)
+            }
+
+        for place, (low, high) in (await loop.run_in_executor(self._thread, ranges)).items():
+            partition = self._partitions.get(place)
+            if partition is not None and partition.next_offset > high:
+                partition.go_back(low)
+
     def _poll(self, wait_s: float, pause: bool) -> list[KafkaMessage]:
         if pause or self._paused:
             # Polling goes on, which keeps the membership; partitions that were just assigned are paused as well.
@@ -445,6 +468,8 @@ class Consumer:
             partition = self._partitions.get(place)
             if partition is None:
                 continue  # revoked while it was on its way
+            if message.offset < partition.next_offset - 1 and message.offset < partition.committed:
+                partition.go_back(message.offset)
             partition.next_offset = message.offset + 1
             partition.unfinished.setdefault(number, set()).add(message.offset)
             counts[message.topic] += 1

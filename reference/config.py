@@ -20,8 +20,10 @@ ROLES = (
     "ledger_settler",
     "ledger_projector",
     "ledger_auditor",
+    "ledger_reconciler",
+    "ledger_operator",
 )
-"""Database roles, one per kind of process; `ledger_auditor` only reads."""
+"""Database roles, one per kind of process; `ledger_auditor` only reads, `ledger_operator` is the people's."""
 
 TOKEN_KEY_MIN = 32
 
@@ -73,6 +75,14 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     commission_bps: int = 200
     """Commission on net winnings, in hundredths of a percent."""
     max_amount_minor: int = 10**9
+    reconcile_full_at: str = "0 2 * * *"
+    """When the reconciler passes over everything: a cron line, UTC. Empty: only when asked."""
+    reconcile_every_s: float = 60.0
+    """How often it passes over what is new. 0: never by itself."""
+    reconcile_overlap_s: float = 10.0
+    """How late a transaction may commit: longer than a statement may take and a clock may be off."""
+    reconcile_topics_s: float = 2 * 86_400.0
+    """How far back the full pass compares outbox and topics; no more than the topics keep."""
 
     trace_sample: float = 0.01
     """Share of the requests without a traceparent of their own that are traced."""
@@ -100,6 +110,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"routing must have {SHARDS} items, not {len(self.routing)}")
         if not all(0 <= holder < len(self.servers) for holder in self.routing):
             raise ValueError("routing names a server that is not in servers")
+        if self.reconcile_every_s < 0 or self.reconcile_overlap_s * 1000 <= self.statement_timeout_ms:
+            raise ValueError("reconcile_every_s is negative, or reconcile_overlap_s not above statement_timeout_ms")
         if self.token_key is not None and len(self.token_key) < TOKEN_KEY_MIN:
             raise ValueError(f"token_key must have {TOKEN_KEY_MIN} characters at least")
         if self.rate_limit_per_s <= 0 or self.rate_limit_burst < 1:

@@ -20,7 +20,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
 from reference import metrics
-from reference.bus import Consumer, Headers, Message, Place, Publisher
+from reference.bus import Consumer, Headers, Message, Place, Poison, Publisher
 from reference.cache import Balance, Cache
 from reference.commands import BALANCE_TOPIC, TOPIC_OF, EventType
 from reference.config import ServiceConfig
@@ -36,6 +36,7 @@ GROUP = "projector"
 TOPICS = (TOPIC_OF[EventType.BET_CREATED], TOPIC_OF[EventType.ENTRY_POSTED])
 PUT_TRIES = 3
 """Other members may begin new epochs of the cache while a batch is written; beyond this we begin one ourselves."""
+BIGINT_MAX = 2**63 - 1
 BALANCE_UPDATED = b"BalanceUpdated"
 
 _encode = msgspec.json.Encoder().encode
@@ -55,15 +56,23 @@ def newest(messages: Iterable[Message]) -> dict[int, Balance]:
     """Return for each wallet the balance by its newest event.
 
     `updated_at_ms` is when the entry was written, not when it got here: a reader must see how old the value is,
-    and a projection that is catching up would otherwise look fresh.
+    and a projection that is catching up would otherwise look fresh. Raises Poison for a message that names no
+    possible balance, also where another one would have won.
     """
     heads: dict[int, Balance] = {}
     for message in messages:
         payload = message.payload
-        user_id, seq = int(payload["user_id"]), int(payload["seq"])
+        user_id, seq, balance = payload.get("user_id"), payload.get("seq"), payload.get("balance")
+        if not (
+            type(user_id) is type(seq) is type(balance) is int
+            and 0 < user_id <= BIGINT_MAX
+            and 0 < seq <= BIGINT_MAX
+            and 0 <= balance <= BIGINT_MAX
+        ):
+            raise Poison(message, f"no balance of a wallet: user_id {user_id!r}, seq {seq!r}, balance {balance!r}")
         known = heads.get(user_id)
         if known is None or seq > known.seq:
-            heads[user_id] = Balance(user_id, int(payload["balance"]), seq, message.committed_at_ms)
+            heads[user_id] = Balance(user_id, balance, seq, message.committed_at_ms)
     return heads
 
 
@@ -92,6 +101,7 @@ class _Side:
     """The consumer's assignments when the epoch was begun; with others come what a predecessor left behind."""
     broken: bool = True
     """The cache may hold a value that should have been replaced: it needs a new epoch."""
+    broker_losses: int = 0
 
 
 class Projector:
@@ -188,6 +198,10 @@ class Projector:
                 await self._epoch(server)
         relay = await self._store.fetchrow(server, "relay_progress")
         assert relay is not None, "the schema makes this row"
+        if side.broker_losses != relay["broker_losses"]:
+            # Positions that were ahead of a broker that begins anew say nothing about what it holds now.
+            await consumer.check_positions()
+            side.broker_losses = relay["broker_losses"]
         # No await from here to the claims: what is applied, and whether its writes to Redis succeeded, belong together.
         applied = consumer.applied(server)
         epoch = None if side.broken or side.vouched_assignments != consumer.assignments else side.epoch
@@ -211,7 +225,7 @@ class Projector:
         while not stopping.is_set():
             try:
                 await self.report(server, consumer)
-            except (LedgerError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+            except (LedgerError, KafkaException, asyncpg.PostgresError, OSError, TimeoutError) as error:
                 if time.monotonic() > quiet_until:
                     quiet_until = time.monotonic() + 10
                     log.warning("how fresh %s is cannot be said: %s", self._servers[server], error)

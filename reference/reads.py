@@ -10,7 +10,10 @@ from uuid import UUID
 
 import asyncpg
 
+from reference import exchange
 from reference.answers import (
+    AdvancesView,
+    AdvanceView,
     BalanceView,
     BetsView,
     BetView,
@@ -72,7 +75,7 @@ class Reads:
         )
 
     async def close(self) -> None:
-        """Finish what reads left to do."""
+        """Wait for what the reads left under way."""
         await self._balances.close()
 
     async def balance_as_of(self, user_id: int, at_ms: int) -> BalanceView | None:
@@ -82,7 +85,15 @@ class Reads:
         )
         if row is None:
             return None
-        return BalanceView(user_id, row["balance"], row["seq"], "ledger", False, row["updated_at_ms"], at_ms)
+        return BalanceView(
+            user_id,
+            row["balance"],
+            row["seq"],
+            "ledger",
+            stale=False,
+            updated_at_ms=row["updated_at_ms"],
+            as_of_ms=at_ms,
+        )
 
     async def entries(self, user_id: int, after_seq: int, limit: int) -> EntriesView:
         """Return a page of a wallet's entries in order of `seq`."""
@@ -119,6 +130,12 @@ class Reads:
             *(self._store.fetch(server, "orders_of_bets", bets) for server, bets in by_server.items())
         )
         return {row["bet_id"]: row for rows in pages for row in rows}
+
+    async def advances(self, user_id: int) -> AdvancesView:
+        """Return what the house advanced on a wallet's bets and has not got back."""
+        rows = await exchange.advances(self._store, user_id)
+        bets = [AdvanceView(row["match_id"], row["bet_id"], row["owed"]) for row in rows]
+        return AdvancesView(sum(bet.owed_minor for bet in bets), bets)
 
     async def stats(self, user_id: int) -> StatsView | None:
         """Return sums over a wallet's entries, STATS_ENTRIES_MAX new ones a call at most; None if it has none."""

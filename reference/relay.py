@@ -11,6 +11,7 @@ which offsets. From that the projector knows how old its read model is (decision
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,17 +20,18 @@ import msgspec
 from confluent_kafka import KafkaException
 
 from reference import metrics
-from reference.bus import Headers, Publisher, Record, create_topics
+from reference.bus import Headers, Publisher, Record, create_topics, end_offsets
 from reference.commands import TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.service import STOP_WITHIN_S, always_ready, run_worker
-from reference.store import LEADER_CLASS, Store, meaning_of
+from reference.store import LEADER_CLASS, Store
 
 log = logging.getLogger("ledgerproof.relay")
 
 RELAY_LEADER = 1
 RETRY_AFTER_S = 0.5
+BROKER_CHECK_EVERY_S = 10.0
 BACKLOG_COUNTED_MAX = 100_000
 BACKLOG_EVERY_BATCHES = 20
 """A backlog is counted once in so many full batches: counting reads all of it."""
@@ -71,6 +73,10 @@ class Relay:
         self._checkpoint: tuple[int, int] | None = None
         """While there is more than a batch: a moment, and the newest id that was unpublished then."""
         self._offsets: Offsets = {}
+        self._losses = 0
+        self._lost = False
+        """The newest loss is not written down yet."""
+        self._checked_at = 0.0
         self._full_batches = 0
         self._unpublished = metrics.OUTBOX_UNPUBLISHED.labels(self._name)
         self._published = metrics.EVENTS_PUBLISHED.labels(self._name)
@@ -84,12 +90,13 @@ class Relay:
                     moved = await self.run_once()
                 except (
                     LedgerError,
+                    KafkaException,
                     asyncpg.PostgresError,
                     asyncpg.InterfaceError,
                     OSError,
                     TimeoutError,
                 ) as error:
-                    log.warning("relay of %s: %s", self._name, meaning_of(error))
+                    log.warning("relay of %s: %s", self._name, error)
                     await self._drop()
                     await _pause(stopping, RETRY_AFTER_S)
                     continue
@@ -106,6 +113,7 @@ class Relay:
         if connection is None:
             return 0
         if self._sending is None:
+            await self._check_broker()
             first = await self._read(connection, [])
             if not first.rows:
                 self._report(0)
@@ -165,9 +173,11 @@ class Relay:
             self._store.sql["advance_relay"],
             marked,
             self._complete_at_ms,
-            msgspec.json.encode(self._offsets).decode() if marked else None,
+            msgspec.json.encode(self._offsets).decode() if marked or self._lost else None,
+            self._losses,
             timeout=self._timeout,
         )
+        self._lost = False
 
     def _note(self, rows: Sequence[asyncpg.Record], places: Sequence[tuple[int, int] | None]) -> None:
         """Remember where the newest records are; a broker that numbers backwards has lost what it had."""
@@ -176,31 +186,61 @@ class Relay:
                 continue
             topic, number = TOPIC_OF[row["event_type"]], str(place[0])
             offsets = self._offsets.setdefault(topic, {})
-            known = offsets.get(number, -1)
-            if place[1] <= known:
-                metrics.KAFKA_REGRESSIONS.labels(topic).inc()
-                log.critical(
-                    "%s[%s] went back from offset %d to %d: the broker lost events that it had acknowledged. Run"
-                    " `ledgerproof events replay --from` with a time before the loss",
-                    topic,
-                    number,
-                    known,
-                    place[1],
-                )
+            if place[1] <= offsets.get(number, -1):
+                self._broker_lost(topic, number, offsets[number], place[1])
+                offsets = self._offsets.setdefault(topic, {})
             offsets[number] = place[1]
+
+    def _broker_lost(self, topic: str, number: str, known: int, now: int) -> None:
+        """Say that events are gone, and forget where any of them were."""
+        self._losses += 1
+        self._lost = True
+        self._offsets = {}
+        metrics.KAFKA_REGRESSIONS.labels(topic).inc()
+        log.critical(
+            "%s[%s] went back from offset %d to %d: the broker lost events that it had acknowledged. Run"
+            " `ledgerproof events replay --from` with a time before the loss",
+            topic,
+            number,
+            known,
+            now,
+        )
+
+    async def _check_broker(self) -> None:
+        """Compare what the broker has with what it acknowledged, once in a while: an idle relay would not notice."""
+        if time.monotonic() - self._checked_at < BROKER_CHECK_EVERY_S or not self._offsets:
+            return
+        self._checked_at = time.monotonic()
+        try:
+            ends = await asyncio.to_thread(end_offsets, self._store.config, list(self._offsets))
+        except KafkaException as error:
+            self._publisher.missing_topic = True
+            log.warning("relay of %s: what the broker holds is not known: %s", self._name, error)
+            await self._create_topics()
+            return
+        for (topic, number), end in ends.items():
+            known = self._offsets.get(topic, {}).get(str(number), -1)
+            if end <= known:
+                self._broker_lost(topic, str(number), known, end)
+                return
 
     async def _unacknowledged(self, count: int) -> None:
         log.warning("relay of %s: %d events not acknowledged; they are sent again", self._name, count)
-        if self._publisher.missing_topic:
-            try:
-                created = await asyncio.to_thread(create_topics, self._store.config)
-            except KafkaException as error:
-                log.warning("relay of %s: topics cannot be created: %s", self._name, error)
-            else:
-                self._publisher.missing_topic = False
-                if created:
-                    log.critical("Kafka lacked topics that were there before; created %s", ", ".join(created))
+        await self._create_topics()
         await asyncio.sleep(RETRY_AFTER_S)
+
+    async def _create_topics(self) -> None:
+        """Create topics that were found missing: an outbox that cannot be emptied would only grow."""
+        if not self._publisher.missing_topic:
+            return
+        try:
+            created = await asyncio.to_thread(create_topics, self._store.config)
+        except KafkaException as error:
+            log.warning("relay of %s: topics cannot be created: %s", self._name, error)
+            return
+        self._publisher.missing_topic = False
+        if created:
+            log.critical("Kafka lacked topics that were there before; created %s", ", ".join(created))
 
     def _report(self, backlog: int) -> None:
         self._unpublished.set(backlog)
@@ -220,6 +260,7 @@ class Relay:
             row = await connection.fetchrow(sql["relay_progress"], timeout=self._timeout)
             assert row is not None, "the schema makes this row"
             self._complete_at_ms, self._offsets = row["complete_at_ms"], msgspec.json.decode(row["offsets"])
+            self._losses = row["broker_losses"]
             self._clock_ms, self._checkpoint = row["now_ms"], None
         except BaseException:
             connection.terminate()
@@ -278,12 +319,18 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
     publishers = [Publisher(config, f"{name}-{server.name}") for server in config.servers]
     relays = [Relay(store, publisher, index) for index, publisher in enumerate(publishers)]
 
-    async def all_relays() -> None:
-        await asyncio.gather(*(relay.run(stopping) for relay in relays))
-
+    # One that dies takes the process with it: a relay nobody misses would leave its server's events lying.
+    running = [
+        asyncio.create_task(relay.run(stopping), name=f"relay of {server.name}")
+        for relay, server in zip(relays, config.servers, strict=True)
+    ]
     try:
-        await run_worker(port, all_relays, always_ready, stopping)
+        await run_worker(port, stopping.wait, always_ready, stopping, running)
     finally:
+        await asyncio.wait(running, timeout=STOP_WITHIN_S)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         for publisher in publishers:
             publisher.close()
         await store.close()

@@ -32,7 +32,6 @@ LOOP_TICK_S = 0.1
 LOOP_LATE_S = 2.0
 """An event loop this late is not ready: what it admitted would miss its deadline."""
 FAILED_ROUND_PAUSE_S = 0.5
-CONFIG_EXIT = 2
 DIED_EXIT = 70
 """Exit code of a process whose main task died (EX_SOFTWARE)."""
 _TEXT = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
@@ -174,9 +173,8 @@ def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
 
     try:
         uvloop.run(framed())
-    except ConfigError as error:
-        logging.getLogger("ledgerproof.process").critical("%s", error)
-        return CONFIG_EXIT
+    except ConfigError:
+        raise
     except BaseException:
         logging.getLogger("ledgerproof.process").critical("the process died", exc_info=True)
         return DIED_EXIT

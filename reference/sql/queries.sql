@@ -13,6 +13,22 @@ SELECT status, state, field FROM match_create($1, $2, $3)
 -- name: transition_match
 SELECT status, state, field FROM match_transition($1, $2, $3)
 
+-- name: resettle_match
+SELECT status, state, field, version FROM match_resettle($1, $2, $3, $4)
+
+-- name: advances
+-- What the house has advanced on each bet of a wallet and not got back. A bet that owes has nothing else with the
+-- house: its commission was given back before anything was advanced.
+SELECT l.match_id, l.bet_id, sum(l.amount)::bigint AS owed
+  FROM wallet_ledger l
+  JOIN (SELECT DISTINCT a.bet_id FROM wallet_ledger a
+         WHERE a.shard = $1 AND a.user_id = $2 AND a.contra = 'HOUSE' AND a.type = 'CREDIT') advanced USING (bet_id)
+ WHERE l.shard = $1 AND l.contra = 'HOUSE' AND l.settlement_version IS NOT NULL
+ GROUP BY l.match_id, l.bet_id
+HAVING sum(l.amount) > 0
+ ORDER BY l.bet_id
+ LIMIT $3
+
 -- name: cancel_bet
 SELECT status, bet, cancelled_stake, refund FROM bet_cancel($1, $2, $3, $4)
 
@@ -120,11 +136,12 @@ SELECT max(id) FROM events WHERE NOT published_to_kafka
 WITH marked AS (
     UPDATE events SET published_to_kafka = true, published_at = clock_timestamp()
      WHERE id = ANY ($1::bigint[]) AND NOT published_to_kafka)
-UPDATE relay_progress SET complete_at_ms = greatest(complete_at_ms, $2), offsets = coalesce($3::jsonb, offsets)
+UPDATE relay_progress SET complete_at_ms = greatest(complete_at_ms, $2), offsets = coalesce($3::jsonb, offsets),
+       broker_losses = $4
 RETURNING floor(extract(epoch FROM now()) * 1000)::bigint
 
 -- name: relay_progress
-SELECT complete_at_ms, offsets::text AS offsets, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
+SELECT complete_at_ms, offsets::text AS offsets, broker_losses, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
   FROM relay_progress
 
 -- name: count_unpublished

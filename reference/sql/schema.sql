@@ -42,6 +42,9 @@ CREATE UNIQUE INDEX wallet_ledger_business_key
     ON wallet_ledger (shard, bet_id, type, contra, settlement_version)
     WHERE settlement_version IS NOT NULL;
 
+-- What the house advanced for wallets that had spent what a correction took back: few rows, and asked for by wallet.
+CREATE INDEX wallet_ledger_advances ON wallet_ledger (shard, user_id) WHERE contra = 'HOUSE' AND type = 'CREDIT';
+
 CREATE FUNCTION refuse_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'wallet_ledger is append-only: % refused', TG_OP USING ERRCODE = 'integrity_constraint_violation';
@@ -107,7 +110,9 @@ ALTER TABLE events SET (
 CREATE TABLE relay_progress (
     only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     complete_at_ms bigint  NOT NULL DEFAULT 0,
-    offsets        jsonb   NOT NULL DEFAULT '{}'
+    offsets        jsonb   NOT NULL DEFAULT '{}',
+    -- How often the broker was found to have lost what it had acknowledged: offsets begin anew then.
+    broker_losses  integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
 INSERT INTO relay_progress DEFAULT VALUES;
 
@@ -187,7 +192,9 @@ CREATE TABLE fills (
     liability   bigint      NOT NULL CHECK (liability >= 0),
     winnings    bigint      NOT NULL CHECK (winnings BETWEEN 0 AND liability),
     filled_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (match_id, fill_no)
+    PRIMARY KEY (match_id, fill_no),
+    -- Second line of defence: the book already passes over its owner's orders.
+    CONSTRAINT fills_two_wallets CHECK (back_user <> lay_user)
 );
 
 -- Cancels by key; one without an order yet waits for the bet to arrive at the matcher.
@@ -212,11 +219,26 @@ CREATE TABLE settlements (
     result             text,
     state              text        NOT NULL DEFAULT 'RUNNING' CHECK (state IN ('RUNNING', 'DONE')),
     last_arrival       bigint      NOT NULL DEFAULT 0,
+    -- The rate at which this match's winnings are charged: that of its first settlement, whatever is configured later.
+    commission_bps     integer,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at        timestamptz,
     PRIMARY KEY (match_id, settlement_version)
 );
 CREATE INDEX settlements_running ON settlements (match_id) WHERE state = 'RUNNING';
+
+-- Answers to resettles by key. Other than the steps before it, a resettle can be undone by another one, so a request
+-- that is delivered late must find the answer it was given and not correct a second time.
+CREATE TABLE resettles (
+    match_id           uuid        NOT NULL REFERENCES matches,
+    idempotent_key     text        NOT NULL,
+    result             text,
+    corrects           smallint,
+    outcome            text        NOT NULL,
+    settlement_version smallint    NOT NULL,
+    created_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (match_id, idempotent_key)
+);
 
 -- The read model of the wallets this server holds; updated_at is when the entry `seq` was written.
 CREATE TABLE wallet_balance_projection (
