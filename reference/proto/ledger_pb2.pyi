@@ -212,19 +212,33 @@ class SettleMatchRequest(_message.Message):
     result: str
     def __init__(self, match_id: _Optional[str] = ..., result: _Optional[str] = ...) -> None: ...
 
+class ResettleMatchRequest(_message.Message):
+    __slots__ = ("match_id", "key", "result", "corrects_version")
+    MATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CORRECTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    match_id: str
+    key: str
+    result: str
+    corrects_version: int
+    def __init__(self, match_id: _Optional[str] = ..., key: _Optional[str] = ..., result: _Optional[str] = ..., corrects_version: _Optional[int] = ...) -> None: ...
+
 class MatchReply(_message.Message):
-    __slots__ = ("outcome", "replayed", "match_id", "state", "field")
+    __slots__ = ("outcome", "replayed", "match_id", "state", "field", "settlement_version")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     MATCH_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
+    SETTLEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     replayed: bool
     match_id: str
     state: str
     field: str
-    def __init__(self, outcome: _Optional[str] = ..., replayed: _Optional[bool] = ..., match_id: _Optional[str] = ..., state: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
+    settlement_version: int
+    def __init__(self, outcome: _Optional[str] = ..., replayed: _Optional[bool] = ..., match_id: _Optional[str] = ..., state: _Optional[str] = ..., field: _Optional[str] = ..., settlement_version: _Optional[int] = ...) -> None: ...
 
 class Match(_message.Message):
     __slots__ = ("match_id", "state", "outcomes", "closes_at_ms", "settlement_version", "result", "settled")

@@ -89,6 +89,11 @@ class LedgerStub:
                 request_serializer=reference_dot_proto_dot_ledger__pb2.SettleMatchRequest.SerializeToString,
                 response_deserializer=reference_dot_proto_dot_ledger__pb2.MatchReply.FromString,
                 _registered_method=True)
+        self.ResettleMatch = channel.unary_unary(
+                '/ledgerproof.v1.Ledger/ResettleMatch',
+                request_serializer=reference_dot_proto_dot_ledger__pb2.ResettleMatchRequest.SerializeToString,
+                response_deserializer=reference_dot_proto_dot_ledger__pb2.MatchReply.FromString,
+                _registered_method=True)
         self.VoidMatch = channel.unary_unary(
                 '/ledgerproof.v1.Ledger/VoidMatch',
                 request_serializer=reference_dot_proto_dot_ledger__pb2.MatchRequest.SerializeToString,
@@ -172,6 +177,13 @@ class LedgerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResettleMatch(self, request, context):
+        """Another result for a match that is settled or void; none makes it void.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VoidMatch(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -240,6 +252,11 @@ def add_LedgerServicer_to_server(servicer, server):
             'SettleMatch': grpc.unary_unary_rpc_method_handler(
                     servicer.SettleMatch,
                     request_deserializer=reference_dot_proto_dot_ledger__pb2.SettleMatchRequest.FromString,
+                    response_serializer=reference_dot_proto_dot_ledger__pb2.MatchReply.SerializeToString,
+            ),
+            'ResettleMatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResettleMatch,
+                    request_deserializer=reference_dot_proto_dot_ledger__pb2.ResettleMatchRequest.FromString,
                     response_serializer=reference_dot_proto_dot_ledger__pb2.MatchReply.SerializeToString,
             ),
             'VoidMatch': grpc.unary_unary_rpc_method_handler(
@@ -549,6 +566,33 @@ class Ledger:
             target,
             '/ledgerproof.v1.Ledger/SettleMatch',
             reference_dot_proto_dot_ledger__pb2.SettleMatchRequest.SerializeToString,
+            reference_dot_proto_dot_ledger__pb2.MatchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResettleMatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ledgerproof.v1.Ledger/ResettleMatch',
+            reference_dot_proto_dot_ledger__pb2.ResettleMatchRequest.SerializeToString,
             reference_dot_proto_dot_ledger__pb2.MatchReply.FromString,
             options,
             channel_credentials,

@@ -18,6 +18,7 @@ from reference.auth import Scope
 from reference.errors import RateLimited
 from reference.limiter import Limiter
 from reference.service import LoopWatch
+from reference.tracing import Tracing
 
 
 @contextmanager
@@ -197,7 +198,7 @@ async def test_a_process_that_reaches_no_server_is_alive_and_not_ready(own_api, 
 
 
 async def test_a_process_whose_writer_lost_its_batch_is_not_alive(service_config) -> None:
-    api = Api(service_config)
+    api = Api(service_config, Tracing(service_config, "test"))
     writer = api.writers[0]
     assert api.alive() is None
     writer._batch_began_s = time.monotonic() - 11
