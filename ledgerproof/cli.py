@@ -224,7 +224,9 @@ def up_command(*, servers: int, apis: int, name: str | None, base_port: int | No
     with progress.step(title) as step:
         stack = Stack.start(spec, DEFAULT_ROOT, name, step.show)
         step.detail = f"stack {stack.name}"
-    addresses = {node.name: f"127.0.0.1:{node.port}" for node in stack.state.nodes}
+    nodes = stack.state.nodes
+    addresses = {node.name: f"127.0.0.1:{node.port}" for node in nodes}
+    addresses |= {f"{node.name} gRPC": f"127.0.0.1:{node.grpc_port}" for node in nodes if node.grpc_port is not None}
     api = f"http://{addresses['api0']}"
     example = (
         f"curl -X POST {api}/v1/wallets/7/deposits "
