@@ -202,7 +202,7 @@ def _rows(rows: Sequence[dict[str, Any]]) -> Table | None:
             ratio,
             Cell(row["loop"], "soft"),
             integer(row["data_age"]) if row["data_age"] else NONE,
-            f"{integer(row['samples'])} in {seconds(row['duration_s'], 1)}" if row["samples"] else NONE,
+            _samples(row),
             Cell(row["reason"] if row["valid"] else f"invalid: {row['reason']}", "soft" if row["valid"] else "bad"),
         ]
 
@@ -222,6 +222,13 @@ def _rows(rows: Sequence[dict[str, Any]]) -> Table | None:
         ],
         [line(row) for row in rows],
     )
+
+
+def _samples(row: dict[str, Any]) -> str:
+    if not row["samples"]:
+        return NONE
+    count = integer(row["samples"])
+    return f"{count} in {seconds(row['duration_s'], 1)}" if row["duration_s"] else count
 
 
 def _cpu(rows: Sequence[dict[str, Any]]) -> Table | None:

@@ -12,8 +12,8 @@ UP: Final = 1.4
 CLOSE_ENOUGH: Final = 1.06
 """The search ends when the lowest rate that failed is within this factor of the highest that held."""
 STEPS_MAX: Final = 14
-CONFIRM_TRIES: Final = 4
-BACK_OFF: Final = 0.93
+CONFIRM_TRIES: Final = 5
+BACK_OFF: Final = 0.85
 """Factor to the next rate when the longer window did not confirm one."""
 FIRST_TRIES: Final = 4
 """Halvings of the first rate when not even that holds."""
