@@ -88,6 +88,8 @@ def build_bench(result: dict[str, Any]) -> BenchPage:
     if broken:
         title, tone = "LEDGER WRONG", "bad"
         meaning = "The ledger that this load left breaks its rules: no rate on this page counts."
+    elif not rows:
+        title, tone, meaning = "NOTHING MEASURED", "doubt", "No row was asked for, so nothing is claimed."
     elif invalid or result["unchecked"]:
         title, tone = "PARTLY VALID", "doubt"
         meaning = "Some rows say nothing; those that are not named below stand."

@@ -74,6 +74,8 @@ def highest_rate(
         else:
             high = step.rate
             found.limit = step.why
+    if high is None:
+        found.limit = "time or steps ran out before any rate failed: higher ones may hold"
     rate = low
     for _ in range(CONFIRM_TRIES):
         step = confirm(rate)
