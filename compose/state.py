@@ -90,6 +90,8 @@ class NodeRecord(msgspec.Struct):
     env: dict[str, str] = {}
     """What is added to the environment of the controller."""
     process: Identity | None = None
+    grpc_port: int | None = None
+    """The second port of an API process."""
 
     @property
     def token(self) -> Path:

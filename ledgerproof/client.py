@@ -106,12 +106,15 @@ class Player:
         recorder: Recorder,
         clock: Callable[[], float],
         origin_unix_s: float,
+        *,
+        token: str = "",
     ) -> None:
         self.schedule = schedule
         self.wires = wires
         self.recorder = recorder
         self.clock = clock
         self.origin_unix_s = origin_unix_s
+        self._token = token
         self._in_flight = [0] * len(wires)
         self.sent = 0
         self.dropped = 0
@@ -182,7 +185,7 @@ class Player:
         self.sent += 1
         try:
             body, key = command.body, command.key or ""
-            request = get(command.path) if body is None else post(command.path, key, body)
+            request = get(command.path, self._token) if body is None else post(command.path, key, body, self._token)
             result = _result_of(await self.wires[api].exchange(request, timeout_s))
         except NotSent as error:
             result = Result("fail", None, _NO_ANSWER, str(error))
@@ -433,7 +436,7 @@ class Player:
         path = f"/v1/matches/{self.schedule.matches[match].match_id}"
         for wire in self.wires:
             try:
-                reply = await wire.exchange(get(path))
+                reply = await wire.exchange(get(path, self._token))
             except (NotSent, Lost):
                 continue
             if reply.status == 200:

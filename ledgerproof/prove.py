@@ -269,7 +269,7 @@ def _write_config(job: Job) -> None:
     """Write config.json: the workload's and the service's settings, without any password."""
     recording = job.recording
     service = msgspec.to_builtins(job.config)
-    for secret in ("passwords", "redis_password"):
+    for secret in ("passwords", "redis_password", "token_key"):
         service.pop(secret)
     recording.facts.config = {
         **recording.facts.config,
@@ -301,7 +301,9 @@ async def _load_and_collect(job: Job) -> None:
     """Seed, load, and bring everything the service holds home."""
     recording, stack = job.recording, job.stack
     wires = [Wire("127.0.0.1", stack.port(name), timeout_s=REQUEST_TIMEOUT_S) for name in stack.nodes_of("api")]
-    player = Player(job.schedule, wires, recording.recorder, recording.clock, recording.origin_unix)
+    player = Player(
+        job.schedule, wires, recording.recorder, recording.clock, recording.origin_unix, token=stack.token()
+    )
     sampler = _sampler(job, player)
     try:
         recording.timeline.phase("seed")

@@ -26,6 +26,8 @@ def main() -> int:
         worker = roles.add_parser(role)
         worker.add_argument("--name", required=True)
         worker.add_argument("--port", type=int, required=True)
+        if role == "api":
+            worker.add_argument("--grpc-port", type=int, help="also serve gRPC on this port")
     arguments = parser.parse_args()
     try:
         config = load_config()
@@ -42,7 +44,12 @@ def main() -> int:
         return 0
     # Only the process that is to run is imported, which keeps each one small.
     process = importlib.import_module(f"reference.{arguments.role}")
-    run_process(partial(process.run, config, arguments.name, arguments.port))
+    own = {"grpc_port": arguments.grpc_port} if arguments.role == "api" else {}
+    try:
+        run_process(partial(process.run, config, arguments.name, arguments.port, **own))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -4,34 +4,54 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
-from urllib.parse import parse_qs
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from prometheus_client import Counter
 
-from reference import metrics
-from reference.answers import CancelAnswer, CommandAnswer, MatchAnswer, Problem
+from reference import metrics, web
+from reference.admission import Admission, Needs
+from reference.answers import BulkAnswer, RollbackAnswer
 from reference.cache import Cache
-from reference.commands import MAX_USER_ID, CreateMatch, Deposit, Outcome, PlaceBet, SettleMatch, Withdraw
+from reference.commands import (
+    BULK_MAX,
+    MAX_USER_ID,
+    CreateMatch,
+    Deposit,
+    MatchState,
+    Outcome,
+    PlaceBet,
+    Rollback,
+    SettleMatch,
+    Withdraw,
+)
 from reference.config import ServiceConfig
-from reference.desk import Cancelled, Desk, Moved, checked_key, within
-from reference.errors import InvalidCommand, LedgerError, NotAdmitted, NotPosted
+from reference.desk import MAX_CLOSES_AT_MS, Desk, within
+from reference.errors import InvalidCommand, LedgerError
 from reference.openapi import document
-from reference.reads import ENTRIES_PAGE_MAX, Reads
-from reference.service import STOP_WITHIN_S, Health, serve, stop_serving
+from reference.reads import (
+    BETS,
+    BETS_PAGE_MAX,
+    BOOK_DEPTH_MAX,
+    ENTRIES,
+    ENTRIES_PAGE_MAX,
+    LAST_MATCH,
+    LAST_UUID,
+    MATCHES,
+    MATCHES_PAGE_MAX,
+    TRANSACTIONS,
+    Reads,
+)
+from reference.service import STOP_WITHIN_S, Health, LoopWatch, serve, stop_serving
 from reference.store import Store
-from reference.writer import Posted, Writer
+from reference.writer import Writer
 
 log = logging.getLogger("ledgerproof.api")
 
-BODY_MAX_BYTES = 64 * 1024
+WRITER_STUCK_AFTER_S = 5.0
+"""A batch under way for this much longer than its statement may take is not slow but lost."""
 
-Headers = list[tuple[str, str]]
-JSON: Headers = [("content-type", "application/json")]
-PROBLEM: Headers = [("content-type", "application/problem+json")]
-NOT_ADMITTED: Headers = [("content-type", "application/problem+json"), ("x-admitted", "0"), ("retry-after", "1")]
 
 _encode = msgspec.json.Encoder().encode
 _deposit = msgspec.json.Decoder(Deposit).decode
@@ -39,11 +59,11 @@ _withdraw = msgspec.json.Decoder(Withdraw).decode
 _place_bet = msgspec.json.Decoder(PlaceBet).decode
 _create_match = msgspec.json.Decoder(CreateMatch).decode
 _settle_match = msgspec.json.Decoder(SettleMatch).decode
+_rollback = msgspec.json.Decoder(Rollback).decode
 
-Answer = tuple[int, Headers, bytes]
-Handler = Callable[[Any, Any, list[str]], Awaitable[Answer]]
+Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer]]
 """(scope, protocol, the path split at its slashes) → the answer."""
-_Command = TypeVar("_Command")
+Shape = tuple[str | None, ...]
 
 METHODS = ("GET", "POST")
 
@@ -51,10 +71,11 @@ METHODS = ("GET", "POST")
 class Route:
     """One operation: its handler, and its metrics bound once, because a look-up by labels costs more than a count."""
 
-    __slots__ = ("_requests", "errors", "handle", "name", "seconds")
+    __slots__ = ("_requests", "errors", "handle", "name", "needs", "seconds")
 
-    def __init__(self, name: str, handle: Handler) -> None:
+    def __init__(self, name: str, needs: Needs, handle: Handler) -> None:
         self.name = name
+        self.needs = needs
         self.handle = handle
         self.seconds = metrics.HTTP_SECONDS.labels(name)
         self.errors = metrics.HTTP_ERRORS.labels(name)
@@ -81,39 +102,59 @@ class Api:
         self._writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
         self.desk = Desk(config, self._store, self._writers)
         self.reads = Reads(self._store, self._cache, config.projection_stale_after_ms)
+        self.admission = Admission(config)
+        self._loop_watch = LoopWatch()
         self._health = Health()
-        self._health.ready = self._ready
-        self._openapi = _encode(document())
-        self._routes = {shape: Route(name, handle) for shape, name, handle in self._table()}
-        self._unknown = Route("unknown", _unknown_route)
+        self._health.ready = self.ready
+        self._health.alive = self._alive
+        self._openapi = _encode(document(config.max_amount_minor))
+        self._routes = {shape: Route(name, needs, handle) for shape, name, needs, handle in self._table()}
+        self._unknown = Route("unknown", Needs.NOBODY, self._unknown_route)
 
     def start(self) -> None:
         """Start the writers; call it inside the running event loop."""
+        self._loop_watch.start()
         for writer in self._writers:
             writer.start()
+
+    async def drain(self) -> None:
+        """Stop being ready, then refuse what is new and wait for what is under way (bounded)."""
+        left = await self.admission.drain()
+        if left:
+            log.error("%d requests were still under way when the process had to stop", left)
 
     async def stop(self) -> None:
         """Finish what was admitted, then close every connection."""
         await asyncio.gather(*(writer.stop() for writer in self._writers))
+        await self._loop_watch.stop()
+        await self.admission.close()
         await self._store.close()
         await self._cache.close()
 
-    def _table(self) -> list[tuple[tuple[str | None, ...], str, Handler]]:
-        """Return (shape, name, handler) of every operation; see `_shape`."""
+    def _table(self) -> list[tuple[Shape, str, Needs, Handler]]:
+        """Return (shape, name, who may, handler) of every operation; see `_shape`."""
+        wallet, admin, anybody = Needs.WALLET, Needs.ADMIN, Needs.ANYBODY
         return [
-            (("POST", "wallets", "bets"), "bets", self._bet),
-            (("POST", "wallets", "deposits"), "deposits", self._deposit),
-            (("POST", "wallets", "withdrawals"), "withdrawals", self._withdraw),
-            (("POST", "wallets", "bets", "cancel"), "cancel", self._cancel),
-            (("GET", "wallets", "balance"), "balance", self._balance),
-            (("GET", "wallets", "entries"), "entries", self._entries),
-            (("GET", "wallets", "bets", None), "bet", self._view_bet),
-            (("POST", "matches"), "matches", self._create_match),
-            (("GET", "matches", None), "match", self._match),
-            (("POST", "matches", "close"), "close", self._close_match),
-            (("POST", "matches", "settle"), "settle", self._settle_match),
-            (("POST", "matches", "void"), "void", self._void_match),
-            (("GET", "openapi.json"), "openapi", self._serve_openapi),
+            (("POST", "wallets", "bets"), "bets", wallet, self._bet),
+            (("POST", "wallets", "deposits"), "deposits", wallet, self._deposit),
+            (("POST", "wallets", "withdrawals"), "withdrawals", wallet, self._withdraw),
+            (("POST", "wallets", "bets", "cancel"), "cancel", wallet, self._cancel),
+            (("POST", "wallets", "rollbacks"), "rollbacks", wallet, self._rollback),
+            (("GET", "wallets", "balance"), "balance", wallet, self._balance),
+            (("GET", "wallets", "entries"), "entries", wallet, self._entries),
+            (("GET", "wallets", "transactions"), "transactions", wallet, self._transactions),
+            (("GET", "wallets", "stats"), "stats", wallet, self._stats),
+            (("GET", "wallets", "bets"), "wallet_bets", wallet, self._bets),
+            (("GET", "wallets", "bets", None), "bet", wallet, self._view_bet),
+            (("POST", "matches"), "create_match", admin, self._create_match),
+            (("POST", "matches", "close"), "close", admin, self._close_match),
+            (("POST", "matches", "settle"), "settle", admin, self._settle_match),
+            (("POST", "matches", "void"), "void", admin, self._void_match),
+            (("POST", "commands"), "bulk", anybody, self._bulk),
+            (("GET", "matches"), "matches", anybody, self._matches),
+            (("GET", "matches", None), "match", anybody, self._match),
+            (("GET", "matches", "book"), "book", anybody, self._book),
+            (("GET", "openapi.json"), "openapi", Needs.NOBODY, self._serve_openapi),
         ]
 
     async def __call__(self, scope: Any, proto: Any) -> None:
@@ -127,15 +168,43 @@ class Api:
                 await self._health(scope, proto)
                 return
             route = self._unknown
+        admission = self.admission
+        admission.under_way += 1
         try:
-            status, headers, body = await route.handle(scope, proto, parts)
+            if route.needs is not Needs.NOBODY:
+                user = parts[3] if route.needs is Needs.WALLET else ""
+                await admission.admit(route.needs, scope.headers.get("authorization"), user)
+            answer = await route.handle(scope, proto, parts)
         except Exception as error:  # noqa: BLE001 - the last resort of a server: answer, log, go on
-            status, headers, body = _failure(route, error)
+            answer = web.failure(route.name, error)
+        finally:
+            admission.leave()
+        status, headers, body = answer
         proto.response_bytes(status, headers, body)
         route.count(status, time.perf_counter() - started)
 
-    async def _ready(self) -> str | None:
+    async def _unknown_route(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        allowed = [method for method in METHODS if _shape(method, parts) in self._routes]
+        if allowed:
+            headers = [("allow", ", ".join(allowed))]
+            raise web.Rejected(405, "method not allowed", f"this resource takes {', '.join(allowed)}", headers)
+        return web.problem(404, "no such route", f"{scope.method} {scope.path[:200]} is not in /openapi.json")
+
+    def _alive(self) -> str | None:
+        """Alive unless a writer has lost a batch: nothing but a new process would bring that back."""
+        longest_s = self._config.statement_timeout_ms / 1000 + WRITER_STUCK_AFTER_S
+        for index, writer in enumerate(self._writers):
+            if writer.batch_age_s > longest_s:
+                name = self._config.servers[index].name
+                return f"the writer of {name} has not come back for {writer.batch_age_s:.0f} s"
+        return None
+
+    async def ready(self) -> str | None:
         """Ready while at least one server takes commands: one dead server must not take all wallets offline."""
+        if self.admission.stopping:
+            return "stopping"
+        if (reason := self._alive() or self._loop_watch.complaint()) is not None:
+            return reason
         for index in range(len(self._config.servers)):
             try:
                 async with self._store.connection(index) as connection:
@@ -145,76 +214,140 @@ class Api:
             return None
         return "no server can be reached"
 
-    async def _serve_openapi(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        return 200, JSON, self._openapi
+    async def _serve_openapi(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        return 200, web.JSON, self._openapi
 
     # -- commands --------------------------------------------------------------------------------------
 
-    async def _bet(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        user_id, key = _user(parts[3]), _key(scope)
-        command = _decode(_place_bet, await _body(scope, proto))
-        return _answer(user_id, await self.desk.place_bet(user_id, key, command))
+    async def _bet(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id, key = web.user_of(parts[3]), web.key_of(scope)
+        command = web.decode(_place_bet, await web.read_body(scope, proto))
+        return web.answer(user_id, await self.desk.place_bet(user_id, key, command))
 
-    async def _deposit(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        user_id, key = _user(parts[3]), _key(scope)
-        command = _decode(_deposit, await _body(scope, proto))
-        return _answer(user_id, await self.desk.deposit(user_id, key, command))
+    async def _deposit(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id, key = web.user_of(parts[3]), web.key_of(scope)
+        command = web.decode(_deposit, await web.read_body(scope, proto))
+        return web.answer(user_id, await self.desk.deposit(user_id, key, command))
 
-    async def _withdraw(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        user_id, key = _user(parts[3]), _key(scope)
-        command = _decode(_withdraw, await _body(scope, proto))
-        return _answer(user_id, await self.desk.withdraw(user_id, key, command))
+    async def _withdraw(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id, key = web.user_of(parts[3]), web.key_of(scope)
+        command = web.decode(_withdraw, await web.read_body(scope, proto))
+        return web.answer(user_id, await self.desk.withdraw(user_id, key, command))
 
-    async def _cancel(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        user_id, key, bet_id = _user(parts[3]), _key(scope), _uuid("bet_id", parts[5])
-        await _empty_body(scope, proto)
-        return _cancel_answer(user_id, await self.desk.cancel(user_id, key, bet_id))
+    async def _cancel(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id, key, bet_id = web.user_of(parts[3]), web.key_of(scope), web.uuid_of("bet_id", parts[5])
+        await web.read_empty(scope, proto)
+        return web.cancel_answer(user_id, await self.desk.cancel(user_id, key, bet_id))
 
-    async def _create_match(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        _key(scope)
-        return _match_answer(await self.desk.create_match(_decode(_create_match, await _body(scope, proto))))
+    async def _rollback(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id = web.user_of(parts[3])
+        command = web.decode(_rollback, await web.read_body(scope, proto))
+        done = await self.desk.rollback(user_id, command)
+        if done.outcome != Outcome.ACCEPTED:
+            return web.refused(done.outcome, done.differs, replayed=done.replayed)
+        answer = RollbackAnswer(
+            done.outcome, done.replayed, user_id, command.key, done.bet_id, done.cancelled_stake, done.refund
+        )
+        return 202, web.JSON, _encode(answer)
 
-    async def _close_match(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        match_id, _ = _uuid("match_id", parts[3]), _key(scope)
-        await _empty_body(scope, proto)
-        return _match_answer(await self.desk.close_match(match_id))
+    async def _bulk(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        caller = self.admission.gate.caller(scope.headers.get("authorization"))
+        commands = web.decode_bulk(await web.read_body(scope, proto, web.BULK_MAX_BYTES))
+        within("commands", len(commands), 1, BULK_MAX)
+        if not caller.service:
+            if caller.subject:
+                await self.admission.limiter.take(int(caller.subject), len(commands) - 1)
+            commands = [web.own(caller, command) for command in commands]
+        results = [web.bulk_result(done) for done in await self.desk.bulk(commands)]
+        return 200, web.JSON, _encode(BulkAnswer(results))
 
-    async def _settle_match(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        match_id, _ = _uuid("match_id", parts[3]), _key(scope)
-        command = _decode(_settle_match, await _body(scope, proto))
-        return _match_answer(await self.desk.settle_match(match_id, command))
+    async def _create_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        web.key_of(scope)
+        return web.match_answer(
+            await self.desk.create_match(web.decode(_create_match, await web.read_body(scope, proto)))
+        )
 
-    async def _void_match(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        match_id, _ = _uuid("match_id", parts[3]), _key(scope)
-        await _empty_body(scope, proto)
-        return _match_answer(await self.desk.void_match(match_id))
+    async def _close_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id, _ = web.uuid_of("match_id", parts[3]), web.key_of(scope)
+        await web.read_empty(scope, proto)
+        return web.match_answer(await self.desk.close_match(match_id))
+
+    async def _settle_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id, _ = web.uuid_of("match_id", parts[3]), web.key_of(scope)
+        command = web.decode(_settle_match, await web.read_body(scope, proto))
+        return web.match_answer(await self.desk.settle_match(match_id, command))
+
+    async def _void_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id, _ = web.uuid_of("match_id", parts[3]), web.key_of(scope)
+        await web.read_empty(scope, proto)
+        return web.match_answer(await self.desk.void_match(match_id))
 
     # -- queries ---------------------------------------------------------------------------------------
 
-    async def _balance(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        user_id = _user(parts[3])
-        query = _query(scope)
-        strong = _choice(query, "consistency", ("eventual", "strong")) == "strong"
-        min_seq = _number(query, "min_seq", 0, MAX_USER_ID, 0)
-        return _found(await self.reads.balance(user_id, strong=strong, min_seq=min_seq), "wallet", user_id)
+    async def _balance(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id = web.user_of(parts[3])
+        query = web.query_of(scope)
+        strong = web.choice(query, "consistency", ("eventual", "strong")) == "strong"
+        min_seq = web.number(query, "min_seq", 0, MAX_USER_ID, 0)
+        as_of = web.number(query, "as_of", -1, MAX_CLOSES_AT_MS, -1)
+        if as_of >= 0:
+            if min_seq:
+                raise InvalidCommand("min_seq", "has no meaning together with as_of")
+            view = await self.reads.balance_as_of(user_id, as_of)
+        else:
+            view = await self.reads.balance(user_id, strong=strong, min_seq=min_seq)
+        return web.found(view, "wallet", user_id)
 
-    async def _entries(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        user_id = _user(parts[3])
-        query = _query(scope)
-        after_seq = _number(query, "after_seq", 0, MAX_USER_ID, 0)
-        limit = _number(query, "limit", 1, ENTRIES_PAGE_MAX, 100)
-        return 200, JSON, _encode(await self.reads.entries(user_id, after_seq, limit))
+    async def _entries(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id = web.user_of(parts[3])
+        query = web.query_of(scope)
+        first = web.number(query, "after_seq", 0, MAX_USER_ID, 0)
+        after_seq = web.seq_of(web.cursor(query, ENTRIES, int, first))
+        limit = web.number(query, "limit", 1, ENTRIES_PAGE_MAX, 100)
+        return 200, web.JSON, _encode(await self.reads.entries(user_id, after_seq, limit))
 
-    async def _view_bet(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        user_id, bet_id = _user(parts[3]), _uuid("bet_id", parts[5])
-        return _found(await self.reads.bet(user_id, bet_id), "bet", bet_id)
+    async def _transactions(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id = web.user_of(parts[3])
+        query = web.query_of(scope)
+        before_seq = web.seq_of(web.cursor(query, TRANSACTIONS, int, MAX_USER_ID))
+        limit = web.number(query, "limit", 1, ENTRIES_PAGE_MAX, 20)
+        return 200, web.JSON, _encode(await self.reads.transactions(user_id, before_seq, limit))
 
-    async def _match(self, scope: Any, proto: Any, parts: list[str]) -> Answer:
-        match_id = _uuid("match_id", parts[3])
-        return _found(await self.reads.match(match_id), "match", match_id)
+    async def _stats(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id = web.user_of(parts[3])
+        return web.found(await self.reads.stats(user_id), "wallet", user_id)
+
+    async def _bets(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id = web.user_of(parts[3])
+        query = web.query_of(scope)
+        before = web.cursor(query, BETS, UUID, LAST_UUID)
+        limit = web.number(query, "limit", 1, BETS_PAGE_MAX, 50)
+        return 200, web.JSON, _encode(await self.reads.bets(user_id, before, limit))
+
+    async def _view_bet(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        user_id, bet_id = web.user_of(parts[3]), web.uuid_of("bet_id", parts[5])
+        return web.found(await self.reads.bet(user_id, bet_id), "bet", bet_id)
+
+    async def _matches(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        query = web.query_of(scope)
+        state = web.choice(query, "state", ("", *MatchState)) or None
+        before = web.cursor(query, MATCHES, tuple[int, UUID], LAST_MATCH)
+        if not 0 <= before[0] <= LAST_MATCH[0]:
+            raise InvalidCommand("cursor", "must be a next_cursor of this list")
+        limit = web.number(query, "limit", 1, MATCHES_PAGE_MAX, 50)
+        return 200, web.JSON, _encode(await self.reads.matches(state, before, limit))
+
+    async def _match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id = web.uuid_of("match_id", parts[3])
+        return web.found(await self.reads.match(match_id), "match", match_id)
+
+    async def _book(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id = web.uuid_of("match_id", parts[3])
+        depth = web.number(web.query_of(scope), "depth", 1, BOOK_DEPTH_MAX, 10)
+        return web.found(await self.reads.book(match_id, depth), "match", match_id)
 
 
-def _shape(method: str, parts: list[str]) -> tuple[str | None, ...]:
+def _shape(method: str, parts: list[str]) -> Shape:
     """Return the literal parts of a path below /v1 with its method: what routes are found by.
 
     Ids stand at the fourth and sixth place; a trailing one is None in the shape. () is the shape of nothing.
@@ -237,179 +370,30 @@ def _shape(method: str, parts: list[str]) -> tuple[str | None, ...]:
     return ()
 
 
-async def _unknown_route(scope: Any, proto: Any, parts: list[str]) -> Answer:
-    return _problem(404, "no such route", f"{scope.method} {scope.path[:200]} is not in /openapi.json")
-
-
-def _failure(route: Route, error: Exception) -> Answer:
-    """Return what is answered for an error: above all whether the command certainly did not happen."""
-    if isinstance(error, InvalidCommand):
-        return _problem(400, "invalid request", str(error), field=error.field)
-    if isinstance(error, NotAdmitted):
-        return _problem(503, "not admitted", str(error), headers=NOT_ADMITTED)
-    if isinstance(error, NotPosted):
-        log.warning("%s: %s", route.name, error)
-        return _problem(503, "not posted", "the database refused it", headers=NOT_ADMITTED)
-    if isinstance(error, LedgerError):
-        return _problem(
-            504,
-            "outcome unknown",
-            f"{error}; repeat the request with the same key to learn what became of it",
-        )
-    log.error("%s failed", route.name, exc_info=error)
-    return _problem(500, "internal error", "see the log of this process")
-
-
-def _answer(user_id: int, posted: Posted) -> Answer:
-    """Say what became of a wallet command."""
-    if posted.outcome == Outcome.ACCEPTED:
-        answer = CommandAnswer(
-            posted.outcome, user_id, posted.seq or 0, posted.balance or 0, posted.bet_id, posted.replayed
-        )
-        return 202, JSON, _encode(answer)
-    return _refused(posted.outcome, posted.differs, replayed=posted.replayed)
-
-
-def _cancel_answer(user_id: int, done: Cancelled) -> Answer:
-    if done.outcome == Outcome.ACCEPTED:
-        answer = CancelAnswer(done.outcome, done.replayed, user_id, done.bet_id, done.cancelled_stake, done.refund)
-        return 202, JSON, _encode(answer)
-    return _refused(done.outcome, done.differs, replayed=done.replayed)
-
-
-def _match_answer(done: Moved) -> Answer:
-    if done.outcome == Outcome.ACCEPTED:
-        return 202, JSON, _encode(MatchAnswer(done.outcome, done.replayed, done.match_id, done.state or ""))
-    return _refused(done.outcome, done.differs, replayed=done.replayed)
-
-
-def _found(view: msgspec.Struct | None, what: str, name: object) -> Answer:
-    if view is None:
-        return _problem(404, f"no such {what}", f"there is no {what} {name} here")
-    return 200, JSON, _encode(view)
-
-
-REFUSALS = {
-    Outcome.INSUFFICIENT_FUNDS: "the wallet does not hold enough",
-    Outcome.LIMIT_EXCEEDED: "the bet would reserve more than the limit",
-    Outcome.UNKNOWN_MATCH: "there is no such match",
-    Outcome.UNKNOWN_OUTCOME: "the match has no such outcome",
-    Outcome.MATCH_CLOSED: "the match does not take bets or cancels any more",
-    Outcome.UNKNOWN_BET: "the wallet has no such bet",
-    Outcome.NOTHING_TO_CANCEL: "no part of the bet is unmatched",
-    Outcome.ILLEGAL_TRANSITION: "the match cannot go there from its state",
-}
-"""What each refusal means."""
-
-
-def _refused(outcome: str, differs: str | None, *, replayed: bool) -> Answer:
-    """Return a refusal: an answer that is final for its key (422), or a key used for another body (409)."""
-    if outcome == Outcome.REPLAYED_DIFFERENTLY:
-        problem = Problem(
-            "urn:ledgerproof:replayed-differently",
-            "key already used",
-            409,
-            f"this key was used with another {differs}; use a new key for a new command",
-            outcome,
-            differs,
-            True,
-        )
-        return 409, PROBLEM, _encode(problem)
-    problem = Problem(
-        f"urn:ledgerproof:refusal:{outcome}", "refused", 422, REFUSALS[Outcome(outcome)], outcome, replayed=replayed
-    )
-    return 422, PROBLEM, _encode(problem)
-
-
-def _problem(status: int, title: str, detail: str, *, field: str | None = None, headers: Headers = PROBLEM) -> Answer:
-    kind = f"urn:ledgerproof:{title.replace(' ', '-')}"
-    return status, headers, _encode(Problem(kind, title, status, detail, field=field))
-
-
-# -- reading requests ------------------------------------------------------------------------------------
-
-
-def _user(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= 19 and 1 <= (user_id := int(text)) <= MAX_USER_ID:
-        return user_id
-    raise InvalidCommand("user_id", "must be a whole number from 1 to 2^63-1")
-
-
-def _uuid(field: str, text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError as error:
-        raise InvalidCommand(field, "must be a UUID") from error
-
-
-def _key(scope: Any) -> str:
-    key: str | None = scope.headers.get("idempotency-key")
-    if key is None:
-        raise InvalidCommand("Idempotency-Key", "this header is required; repeat it to repeat the command safely")
-    return checked_key(key, "Idempotency-Key")
-
-
-async def _body(scope: Any, proto: Any, limit: int = BODY_MAX_BYTES) -> bytes:
-    length = scope.headers.get("content-length")
-    if length is not None and (not length.isdigit() or int(length) > limit):
-        raise InvalidCommand("body", f"must be at most {limit} bytes")
-    if length is not None:
-        whole: bytes = await proto()
-        return whole
-    chunks = bytearray()
-    async for chunk in proto:
-        chunks += chunk
-        if len(chunks) > limit:
-            raise InvalidCommand("body", f"must be at most {limit} bytes")
-    return bytes(chunks)
-
-
-async def _empty_body(scope: Any, proto: Any) -> None:
-    if (await _body(scope, proto)).strip() not in (b"", b"{}"):
-        raise InvalidCommand("body", "must be empty or {}")
-
-
-def _decode(decoder: Callable[[bytes], _Command], body: bytes) -> _Command:
-    try:
-        return decoder(body)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        field = message.rpartition("`$.")[2].rstrip("`") if "`$." in message else "body"
-        raise InvalidCommand(field, message) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidCommand("body", f"is not the JSON expected: {error}") from error
-
-
-def _query(scope: Any) -> dict[str, list[str]]:
-    return parse_qs(scope.query_string)
-
-
-def _choice(query: dict[str, list[str]], name: str, choices: tuple[str, ...]) -> str:
-    values = query.get(name, [choices[0]])
-    if len(values) != 1 or values[0] not in choices:
-        raise InvalidCommand(name, f"must be one of {', '.join(choices)}")
-    return values[0]
-
-
-def _number(query: dict[str, list[str]], name: str, low: int, high: int, default: int) -> int:
-    values = query.get(name)
-    if values is None:
-        return default
-    if len(values) != 1 or not values[0].isascii() or not values[0].isdigit() or len(values[0]) > 19:
-        raise InvalidCommand(name, f"must be a whole number from {low} to {high}")
-    return within(name, int(values[0]), low, high)
-
-
-async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Event) -> None:
-    """Serve until `stopping`, then finish what was admitted."""
+async def run(
+    config: ServiceConfig, name: str, port: int, stopping: asyncio.Event, *, grpc_port: int | None = None
+) -> None:
+    """Serve until `stopping`, then finish what was admitted. Raises ConfigError without a key for tokens."""
     api = Api(config)
+    if config.token_key is None:
+        log.warning("%s has no token_key: it trusts every caller", name)
     api.start()
     server = serve(api, port)
     serving = asyncio.create_task(server.serve())
-    log.info("%s serves on port %d", name, port)
+    door = None
+    if grpc_port is not None:
+        # Only a process that serves gRPC pays for it: the library is a third of its memory.
+        from reference.grpc_api import GrpcApi  # noqa: PLC0415
+
+        door = GrpcApi(api.desk, api.reads, api.admission, api.ready, grpc_port)
+        await door.start()
+    log.info("%s serves on port %d, gRPC on %s", name, port, grpc_port)
     waiter = asyncio.create_task(stopping.wait())
     await asyncio.wait([waiter, serving], return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    await api.drain()
     stop_serving(server)
+    if door is not None:
+        await door.stop(STOP_WITHIN_S)
     await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()

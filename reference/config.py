@@ -23,6 +23,8 @@ ROLES = (
 )
 """Database roles, one per kind of process; `ledger_auditor` only reads."""
 
+TOKEN_KEY_MIN = 32
+
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where one physical Postgres server is."""
@@ -67,12 +69,36 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Commission on net winnings, in hundredths of a percent."""
     max_amount_minor: int = 10**9
 
+    trace_sample: float = 0.01
+    """Share of the requests without a traceparent of their own that are traced."""
+    otlp_endpoint: str | None = None
+    """Where spans go (OTLP over HTTP, a whole URL)."""
+    trace_folder: str | None = None
+    """Without an endpoint: a folder that gets one file of spans (JSON lines) a process."""
+
+    token_key: str | None = None
+    """Secret of this environment that signs bearer tokens (HS256), 32 characters at least. The API needs it."""
+    trust_every_caller: bool = False
+    """Without `token_key`: ask for no token and let every caller do everything. For tools on one machine only."""
+    rate_limit_per_s: float = 50
+    """Requests (in a bulk: commands) per second that the token of one user may send for long."""
+    rate_limit_burst: int = 100
+    """Requests that the token of one user may send at once after a quiet time."""
+    event_streams_max: int = 1000
+    """Event streams open in one API process at most."""
+    drain_notice_ms: int = 200
+    """Between SIGTERM (not ready any more) and the first refused request: time for a load balancer to notice."""
+
     def __post_init__(self) -> None:
         """Refuse a table that does not route every shard to a configured server."""
         if len(self.routing) != SHARDS:
             raise ValueError(f"routing must have {SHARDS} items, not {len(self.routing)}")
         if not all(0 <= holder < len(self.servers) for holder in self.routing):
             raise ValueError("routing names a server that is not in servers")
+        if self.token_key is not None and len(self.token_key) < TOKEN_KEY_MIN:
+            raise ValueError(f"token_key must have {TOKEN_KEY_MIN} characters at least")
+        if self.rate_limit_per_s <= 0 or self.rate_limit_burst < 1:
+            raise ValueError("rate_limit_per_s and rate_limit_burst must be positive")
 
     def partitions_of(self, topic: str) -> int:
         """Return the number of partitions of a topic."""

@@ -5,7 +5,7 @@ Nothing here knows HTTP or gRPC. A refusal is an answer (`outcome`); what is rai
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -18,6 +18,11 @@ from reference.commands import (
     MAX_ODDS,
     MAX_USER_ID,
     MIN_ODDS,
+    BulkBet,
+    BulkCancel,
+    BulkCommand,
+    BulkDeposit,
+    BulkWithdraw,
     Contra,
     CreateMatch,
     Deposit,
@@ -25,6 +30,7 @@ from reference.commands import (
     MatchState,
     Outcome,
     PlaceBet,
+    Rollback,
     SettleMatch,
     Withdraw,
 )
@@ -42,16 +48,22 @@ MAX_OUTCOMES = 64
 MAX_OUTCOME_LENGTH = 32
 MAX_CLOSES_AT_MS = 253_402_300_799_000
 
+CANCELS_AT_ONCE = 4
+"""Cancels of one bulk under way at once: as many as the pool of one server has connections."""
+
+_Refusals = dict[tuple[UUID, str], Outcome | LedgerError | None]
+_PENDING = AssertionError("a command of a bulk was left without an answer")
+
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True, frozen=True)
 class Cancelled:
-    """The answer to a cancel. Amounts are minor units and 0 while the bet has not reached the order book."""
+    """The answer to a cancel or a rollback; amounts are 0 while the bet has not reached the order book."""
 
     outcome: str
     replayed: bool
-    bet_id: UUID
+    bet_id: UUID | None
     cancelled_stake: int = 0
     refund: int = 0
     differs: str | None = None
@@ -81,54 +93,65 @@ class Desk:
 
     async def deposit(self, user_id: int, key: str, command: Deposit) -> Posted:
         """Put money from outside into a wallet."""
-        amount = within("amount_minor", command.amount_minor, 1, self._config.max_amount_minor)
-        asked = b'{"op":"deposit","amount_minor":%d}' % amount
-        return await self._post(Posting(user_id, key, EntryType.CREDIT, amount, Contra.EXTERNAL, command=asked))
+        return await self._submit(self._transfer(user_id, key, command.amount_minor, deposit=True))
 
     async def withdraw(self, user_id: int, key: str, command: Withdraw) -> Posted:
         """Take money out of a wallet."""
-        amount = within("amount_minor", command.amount_minor, 1, self._config.max_amount_minor)
-        asked = b'{"op":"withdraw","amount_minor":%d}' % amount
-        return await self._post(Posting(user_id, key, EntryType.DEBIT, -amount, Contra.EXTERNAL, command=asked))
+        return await self._submit(self._transfer(user_id, key, command.amount_minor, deposit=False))
 
-    async def place_bet(self, user_id: int, key: str, command: PlaceBet) -> Posted:
+    async def place_bet(self, user_id: int, key: str, command: PlaceBet | BulkBet) -> Posted:
         """Reserve a bet's stake or liability and put it into the outbox for the matcher."""
+        reserve = self._reserve(command)
+        refusal = await self._matches.refusal(command.match_id, command.outcome)
+        return await self._submit(self._bet(user_id, key, command, reserve, refusal))
+
+    def _reserve(self, command: PlaceBet | BulkBet) -> int:
+        """Return what a bet reserves. Raises InvalidCommand for what no match could take."""
         outcome = command.outcome
         # Also a refused bet is stored: a text that Postgres cannot hold would fail the whole batch it is in.
         if not (0 < len(outcome) <= MAX_OUTCOME_LENGTH and outcome.isprintable()):
             raise InvalidCommand("outcome", f"must be 1 to {MAX_OUTCOME_LENGTH} printable characters")
         within("odds", command.odds, MIN_ODDS, MAX_ODDS)
         stake = within("stake_minor", command.stake_minor, 1, self._config.max_amount_minor)
-        reserve = reserve_of(command.side, command.odds, stake)
-        refusal = await self._matches.refusal(command.match_id, outcome)
+        return reserve_of(command.side, command.odds, stake)
+
+    def _bet(
+        self, user_id: int, key: str, command: PlaceBet | BulkBet, reserve: int, refusal: Outcome | None
+    ) -> Posting:
         if refusal is None and reserve > self._config.max_amount_minor:
             refusal = Outcome.LIMIT_EXCEEDED
-        return await self._post(
-            Posting(
-                user_id,
-                key,
-                EntryType.DEBIT,
-                -reserve,
-                Contra.ESCROW,
-                match_id=command.match_id,
-                bet_id=uuid7(),
-                outcome=outcome,
-                side=command.side.value,
-                odds=command.odds,
-                stake=stake,
-                refusal=refusal.value if refusal else None,
-                command=_encode(
-                    {
-                        "op": "bet",
-                        "match_id": command.match_id,
-                        "outcome": outcome,
-                        "side": command.side,
-                        "odds": command.odds,
-                        "stake_minor": stake,
-                    }
-                ),
-            )
+        return Posting(
+            user_id,
+            key,
+            EntryType.DEBIT,
+            -reserve,
+            Contra.ESCROW,
+            match_id=command.match_id,
+            bet_id=uuid7(),
+            outcome=command.outcome,
+            side=command.side.value,
+            odds=command.odds,
+            stake=command.stake_minor,
+            refusal=refusal.value if refusal else None,
+            command=_encode(
+                {
+                    "op": "bet",
+                    "match_id": command.match_id,
+                    "outcome": command.outcome,
+                    "side": command.side,
+                    "odds": command.odds,
+                    "stake_minor": command.stake_minor,
+                }
+            ),
         )
+
+    def _transfer(self, user_id: int, key: str, amount_minor: int, *, deposit: bool) -> Posting:
+        amount = within("amount_minor", amount_minor, 1, self._config.max_amount_minor)
+        if deposit:
+            asked = b'{"op":"deposit","amount_minor":%d}' % amount
+            return Posting(user_id, key, EntryType.CREDIT, amount, Contra.EXTERNAL, command=asked)
+        asked = b'{"op":"withdraw","amount_minor":%d}' % amount
+        return Posting(user_id, key, EntryType.DEBIT, -amount, Contra.EXTERNAL, command=asked)
 
     async def cancel(self, user_id: int, key: str, bet_id: UUID) -> Cancelled:
         """Cancel what of a bet is not matched yet."""
@@ -137,8 +160,91 @@ class Desk:
             return Cancelled(Outcome.UNKNOWN_BET, replayed=False, bet_id=bet_id)
         return _cancelled(await exchange.cancel_bet(self._store, row["match_id"], bet_id, user_id, key))
 
-    async def _post(self, posting: Posting) -> Posted:
-        return await self._writers[self._store.server_of(posting.user_id)].post(posting)
+    async def rollback(self, user_id: int, command: Rollback) -> Cancelled:
+        """Take back the bet placed under a key; if there is none yet, make sure that there never will be.
+
+        The rollback's identity is that key: a second one gets the answer of the first. `bet_id` is None when no
+        bet was placed.
+        """
+        key = checked_key(command.key, "key")
+        row = await self._store.fetchrow(self._store.server_of(user_id), "rollback", user_id, key)
+        if row is None:
+            raise LedgerError("the rollback returned no row")
+        status = row["status"]
+        if status == Outcome.REPLAYED_DIFFERENTLY:
+            return Cancelled(status, replayed=True, bet_id=None, differs="op")
+        if status == "PLACED":
+            # The key of this cancel is the service's own, so no cancel of a caller can have taken it.
+            own_key = f"{RESERVED_KEYS}rollback:{key}"
+            return _cancelled(await exchange.cancel_bet(self._store, row["match"], row["bet"], user_id, own_key))
+        return Cancelled(Outcome.ACCEPTED, replayed=status == Outcome.REPLAYED, bet_id=None)
+
+    def _submit(self, posting: Posting) -> asyncio.Future[Posted]:
+        return self._writers[self._store.server_of(posting.user_id)].submit(posting)
+
+    # -- many at once ----------------------------------------------------------------------------------
+
+    async def bulk(self, commands: Sequence[BulkCommand | LedgerError]) -> list[Posted | Cancelled | Exception]:
+        """Do many commands and return what became of each, in order; what came as an error stays that error.
+
+        They reach the writers in their order, so commands of one wallet and repeated keys behave as if they were
+        sent one after the other; cancels go to other servers and run beside the rest.
+        """
+        refusals = await self._refusals({(c.match_id, c.outcome) for c in commands if isinstance(c, BulkBet)})
+        found: list[Posted | Cancelled | Exception] = []
+        posts: list[tuple[int, asyncio.Future[Posted]]] = []
+        cancels: dict[int, list[tuple[int, BulkCancel]]] = {}
+        for number, command in enumerate(commands):
+            found.append(_PENDING)
+            try:
+                if isinstance(command, LedgerError):
+                    raise command
+                checked_user(command.user_id)
+                checked_key(command.key, "key")
+                if isinstance(command, BulkCancel):
+                    cancels.setdefault(command.user_id, []).append((number, command))
+                else:
+                    posts.append((number, self._submit(self._posting(command, refusals))))
+            except LedgerError as error:
+                found[number] = error
+        cancelling = asyncio.gather(*(self._cancel_each(turn, found) for turn in _turns(cancels, CANCELS_AT_ONCE)))
+        for number, post in posts:
+            try:
+                found[number] = await post
+            except LedgerError as error:
+                found[number] = error
+        await cancelling
+        return found
+
+    def _posting(self, command: BulkBet | BulkDeposit | BulkWithdraw, refusals: _Refusals) -> Posting:
+        if isinstance(command, BulkBet):
+            reserve = self._reserve(command)
+            refusal = refusals[command.match_id, command.outcome]
+            if isinstance(refusal, LedgerError):
+                raise refusal
+            return self._bet(command.user_id, command.key, command, reserve, refusal)
+        deposit = isinstance(command, BulkDeposit)
+        return self._transfer(command.user_id, command.key, command.amount_minor, deposit=deposit)
+
+    async def _refusals(self, wanted: set[tuple[UUID, str]]) -> _Refusals:
+        """Ask once for every match and outcome of a bulk whether it takes bets."""
+        asked = list(wanted)
+        answers = await asyncio.gather(*(self._matches.refusal(*pair) for pair in asked), return_exceptions=True)
+        refusals: _Refusals = {}
+        for pair, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, LedgerError):
+                raise answer
+            refusals[pair] = answer
+        return refusals
+
+    async def _cancel_each(
+        self, commands: Sequence[tuple[int, BulkCancel]], found: list[Posted | Cancelled | Exception]
+    ) -> None:
+        for number, command in commands:
+            try:
+                found[number] = await self.cancel(command.user_id, command.key, command.bet_id)
+            except LedgerError as error:
+                found[number] = error
 
     # -- match commands --------------------------------------------------------------------------------
 
@@ -187,15 +293,14 @@ def _cancelled(done: asyncpg.Record) -> Cancelled:
     return Cancelled(outcome, replayed, bet_id, done["cancelled_stake"], done["refund"])
 
 
-async def gathered(posts: Sequence[asyncio.Future[Posted]]) -> list[Posted | LedgerError]:
-    """Wait for several answers; a failed one fails none of the others."""
-    answers = await asyncio.gather(*posts, return_exceptions=True)
-    found: list[Posted | LedgerError] = []
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, LedgerError):
-            raise answer
-        found.append(answer)
-    return found
+def _turns(
+    cancels: Mapping[int, list[tuple[int, BulkCancel]]], count: int
+) -> Iterable[Sequence[tuple[int, BulkCancel]]]:
+    """Divide cancels into `count` queues at most; those of one wallet stay in one queue, in order."""
+    queues: list[list[tuple[int, BulkCancel]]] = [[] for _ in range(count)]
+    for number, own in enumerate(cancels.values()):
+        queues[number % count] += own
+    return [queue for queue in queues if queue]
 
 
 # -- what any door checks before it asks ----------------------------------------------------------------

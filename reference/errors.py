@@ -2,9 +2,13 @@
 
     LedgerError
     ├── InvalidCommand            definite   the caller's fault: 400
+    ├── Unauthenticated           definite   no valid token: 401
+    ├── Forbidden                 definite   the token does not allow it: 403
+    ├── RateLimited               definite   too many requests of one user: 429, Retry-After
     ├── NotAdmitted               definite   refused before anything was sent: 503, x-admitted: 0
     │   ├── QueueFull
     │   ├── DeadlineExceeded
+    │   ├── Draining
     │   └── ServerUnavailable     connection refused or never made
     ├── NotPosted                 definite   the database rolled it back: 503, x-admitted: 0
     ├── settler.PaymentRefused    definite   the ledger refused an entry of a settlement: people have to look
@@ -33,6 +37,26 @@ class InvalidCommand(LedgerError):
         self.reason = reason
 
 
+class Unauthenticated(LedgerError):
+    """The request has no token, or one that is not valid here and now."""
+
+
+class Forbidden(LedgerError):
+    """The token is valid and does not allow this; `scope` names one that would."""
+
+    def __init__(self, reason: str, scope: str) -> None:
+        super().__init__(reason)
+        self.scope = scope
+
+
+class RateLimited(LedgerError):
+    """The user has sent too many requests; the next one may come after `retry_after_s` seconds."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"too many requests of this user; try again after {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
 class NotAdmitted(LedgerError):
     """The command was refused before anything of it left this process."""
 
@@ -43,6 +67,10 @@ class QueueFull(NotAdmitted):
 
 class DeadlineExceeded(NotAdmitted):
     """The command's deadline passed while it was still in the queue."""
+
+
+class Draining(NotAdmitted):
+    """The process is stopping and takes nothing new."""
 
 
 class ServerUnavailable(NotAdmitted):

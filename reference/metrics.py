@@ -10,6 +10,10 @@ HTTP_SECONDS = Histogram(
 )
 HTTP_REQUESTS = Counter("http_requests_total", "Requests answered", ["route", "status"], registry=REGISTRY)
 HTTP_ERRORS = Counter("http_request_errors_total", "Answers of 500 and above", ["route"], registry=REGISTRY)
+GRPC_SECONDS = Histogram(
+    "grpc_request_duration_seconds", "Time to answer", ["method"], buckets=_SECONDS, registry=REGISTRY
+)
+GRPC_REQUESTS = Counter("grpc_requests_total", "Calls answered", ["method", "code"], registry=REGISTRY)
 WRITER_QUEUE = Gauge("writer_queue", "Commands waiting for a server", ["server"], registry=REGISTRY)
 
 WORKER_JOBS = Counter("worker_jobs_processed_total", "Messages whose effect is done", ["group"], registry=REGISTRY)
@@ -39,6 +43,13 @@ EVENTS_PUBLISHED = Counter("events_published_total", "Events acknowledged by Kaf
 LEDGER_ENTRIES = Counter("ledger_entries_total", "Entries posted by this process", registry=REGISTRY)
 CACHE_READS = Counter("cache_reads_total", "Balance reads by where they ended", ["source"], registry=REGISTRY)
 CACHE_ERRORS = Counter("cache_errors_total", "Redis calls that failed", registry=REGISTRY)
+
+RATE_LIMITED = Counter("rate_limited_total", "Requests refused by the rate limit of their user", registry=REGISTRY)
+RATE_LIMIT_OPEN = Counter(
+    "rate_limit_open_total", "Requests let through because Redis did not answer", registry=REGISTRY
+)
+EVENT_STREAMS = Gauge("event_streams", "Event streams that are open", registry=REGISTRY)
+LOOP_LAG = Gauge("event_loop_lag_seconds", "How late the event loop's last tick came", registry=REGISTRY)
 
 
 def exposition() -> bytes:

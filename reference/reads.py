@@ -5,17 +5,53 @@ Every query has a bounded cost: a page has a limit, a count says over how many r
 
 import asyncio
 import time
+from collections.abc import Sequence
 from uuid import UUID
 
+import asyncpg
+
 from reference import metrics
-from reference.answers import BalanceView, BetView, EntriesView, EntryView, MatchView
+from reference.answers import (
+    BalanceView,
+    BetsView,
+    BetView,
+    BookView,
+    EntriesView,
+    EntryView,
+    Level,
+    MatchesView,
+    MatchView,
+    OutcomeBook,
+    StatsView,
+)
 from reference.cache import Balance, Cache
-from reference.commands import BetState
+from reference.commands import BetState, Side
+from reference.cursor import encode_cursor
 from reference.errors import LedgerError
 from reference.routing import shard_of
 from reference.store import Store
 
 ENTRIES_PAGE_MAX = 1000
+BETS_PAGE_MAX = 200
+MATCHES_PAGE_MAX = 200
+BOOK_DEPTH_MAX = 50
+BOOK_FRESH_MS = 200
+BOOKS_MAX = 1000
+"""Books kept at most; the oldest goes first."""
+STATS_ENTRIES_MAX = 20_000
+"""Entries that one question for statistics adds up at most."""
+OPEN_BETS_MAX = 500
+"""Newest bets among which the open ones are counted."""
+
+ENTRIES, TRANSACTIONS, BETS, MATCHES = "entries", "transactions", "bets", "matches"
+"""Kinds of cursors."""
+LAST_UUID = UUID(int=2**128 - 1)
+MatchPosition = tuple[int, UUID]
+"""Where a page of matches begins: before this creation time (Unix microseconds) and id."""
+LAST_MATCH: MatchPosition = (2**53, LAST_UUID)
+"""Before everything there can be: the year 2255."""
+
+_OPEN = frozenset({BetState.PENDING, BetState.PART_MATCHED, BetState.MATCHED})
 
 
 class Reads:
@@ -26,6 +62,7 @@ class Reads:
         self._cache = cache
         self._stale_after_ms = stale_after_ms
         self._fills: set[asyncio.Task[bool]] = set()
+        self._books: dict[tuple[UUID, int], BookView] = {}
         self._counted = {source: metrics.CACHE_READS.labels(source) for source in ("redis", "projection", "ledger")}
 
     async def balance(self, user_id: int, *, strong: bool, min_seq: int) -> BalanceView | None:
@@ -62,57 +99,180 @@ class Reads:
         fill.add_done_callback(self._fills.discard)
         return found
 
+    async def balance_as_of(self, user_id: int, at_ms: int) -> BalanceView | None:
+        """Return the balance a wallet had at a moment (Unix milliseconds); None if it had no entry then."""
+        row = await self._store.fetchrow(
+            self._store.server_of(user_id), "balance_as_of", shard_of(user_id), user_id, at_ms
+        )
+        if row is None:
+            return None
+        return BalanceView(
+            user_id, row["balance"], row["seq"], "ledger", stale=False, updated_at_ms=row["updated_at_ms"]
+        )
+
     async def entries(self, user_id: int, after_seq: int, limit: int) -> EntriesView:
         """Return a page of a wallet's entries in order of `seq`."""
-        rows = await self._store.fetch(
-            self._store.server_of(user_id), "entries", shard_of(user_id), user_id, after_seq, limit
-        )
-        entries = [
-            EntryView(
-                row["seq"],
-                row["type"],
-                row["amount"],
-                row["balance_snapshot"],
-                row["contra"],
-                row["match_id"],
-                row["bet_id"],
-                row["idempotent_key"],
-                row["created_at_ms"],
-            )
-            for row in rows
-        ]
-        return EntriesView(entries, entries[-1].seq if len(entries) == limit else None)
+        rows = await self._of_wallet(user_id, "entries", after_seq, limit + 1)
+        return _entries(rows, limit, ENTRIES)
+
+    async def transactions(self, user_id: int, before_seq: int, limit: int) -> EntriesView:
+        """Return a page of a wallet's entries, newest first."""
+        rows = await self._of_wallet(user_id, "newest_entries", before_seq, limit + 1)
+        return _entries(rows, limit, TRANSACTIONS)
 
     async def bet(self, user_id: int, bet_id: UUID) -> BetView | None:
         """Return a bet with its state in the order book; None if the wallet has no such bet."""
         row = await self._store.fetchrow(self._store.server_of(user_id), "bet", shard_of(user_id), user_id, bet_id)
         if row is None:
             return None
-        order = await self._store.fetchrow(self._store.home_of(row["match_id"]), "order", bet_id)
-        return BetView(
-            bet_id,
-            row["match_id"],
-            row["outcome"],
-            row["side"],
-            row["odds"],
-            row["stake"],
-            row["reserve"],
-            order["state"] if order else BetState.PENDING,
-            order["matched_stake"] if order else 0,
-            order["cancelled_stake"] if order else 0,
+        orders = await self._orders({bet_id: row["match_id"]})
+        return _bet(bet_id, row, orders.get(bet_id))
+
+    async def bets(self, user_id: int, before: UUID, limit: int) -> BetsView:
+        """Return a page of a wallet's bets, newest first, with their states in the order books."""
+        rows = await self._of_wallet(user_id, "bets_page", before, limit + 1)
+        page = rows[:limit]
+        orders = await self._orders({row["bet_id"]: row["match_id"] for row in page})
+        bets = [_bet(row["bet_id"], row, orders.get(row["bet_id"])) for row in page]
+        return BetsView(bets, encode_cursor(BETS, bets[-1].bet_id) if len(rows) > limit else None)
+
+    async def _orders(self, match_of: dict[UUID, UUID]) -> dict[UUID, asyncpg.Record]:
+        """Return the orders of bets (bet → match) from the home servers of their matches."""
+        by_server: dict[int, list[UUID]] = {}
+        for bet_id, match_id in match_of.items():
+            by_server.setdefault(self._store.home_of(match_id), []).append(bet_id)
+        pages = await asyncio.gather(
+            *(self._store.fetch(server, "orders_of_bets", bets) for server, bets in by_server.items())
+        )
+        return {row["bet_id"]: row for rows in pages for row in rows}
+
+    async def stats(self, user_id: int) -> StatsView | None:
+        """Return sums over a wallet's entries, STATS_ENTRIES_MAX new ones a call at most; None if it has none."""
+        row = await self._store.fetchrow(self._store.server_of(user_id), "statistics", user_id, STATS_ENTRIES_MAX)
+        if row is None or row["seq"] == 0:
+            return None
+        newest = await self._of_wallet(user_id, "bets_page", LAST_UUID, OPEN_BETS_MAX)
+        orders = await self._orders({bet["bet_id"]: bet["match_id"] for bet in newest})
+        states = [orders[bet["bet_id"]]["state"] if bet["bet_id"] in orders else BetState.PENDING for bet in newest]
+        return StatsView(
+            user_id,
+            row["seq"],
+            row["complete"],
+            row["deposits"],
+            row["deposited"],
+            row["withdrawals"],
+            row["withdrawn"],
+            row["bets"],
+            row["staked"],
+            row["payouts"],
+            row["won"],
+            row["refunds"],
+            row["refunded"],
+            row["commission"],
+            open_bets=sum(state in _OPEN for state in states),
+            open_bets_of=len(newest),
         )
 
     async def match(self, match_id: UUID) -> MatchView | None:
         """Return a match as its home server knows it, or None."""
         row = await self._store.fetchrow(self._store.home_of(match_id), "match", match_id)
-        if row is None:
-            return None
-        return MatchView(
-            match_id,
-            row["state"],
-            row["outcomes"],
-            row["closes_at_ms"],
-            row["settlement_version"],
-            row["result"],
-            row["settled"],
+        return None if row is None else _match(row)
+
+    async def matches(self, state: str | None, before: MatchPosition, limit: int) -> MatchesView:
+        """Return a page of matches, newest first, merged from all servers."""
+        query, more = ("matches_page", []) if state is None else ("matches_page_of_state", [state])
+        pages = await asyncio.gather(
+            *(
+                self._store.fetch(server, query, before[0], before[1], limit + 1, *more)
+                for server in range(len(self._store.config.servers))
+            )
         )
+        rows = sorted(
+            (row for page in pages for row in page),
+            key=lambda row: (row["created_at_us"], row["match_id"]),
+            reverse=True,
+        )
+        page = rows[:limit]
+        cursor = (
+            encode_cursor(MATCHES, (page[-1]["created_at_us"], page[-1]["match_id"])) if len(rows) > limit else None
+        )
+        return MatchesView([_match(row) for row in page], cursor)
+
+    async def book(self, match_id: UUID, depth: int) -> BookView | None:
+        """Return the best `depth` price levels of each side of a match; None if there is no such match.
+
+        A book is kept for BOOK_FRESH_MS, so that many readers of a busy match cost one query.
+        """
+        now_ms = int(time.time() * 1000)
+        known = self._books.get((match_id, depth))
+        if known is not None and now_ms - known.as_of_ms < BOOK_FRESH_MS:
+            return known
+        server = self._store.home_of(match_id)
+        match, levels = await asyncio.gather(
+            self._store.fetchrow(server, "match", match_id), self._store.fetch(server, "book", match_id, depth)
+        )
+        if match is None:
+            return None
+        sides: dict[tuple[str, str], list[Level]] = {}
+        for row in levels:
+            level = Level(row["odds"], row["stake"], row["bets"])
+            sides.setdefault((row["outcome"], row["side"]), []).append(level)
+        outcomes = [
+            OutcomeBook(name, sides.get((name, Side.BACK), []), sides.get((name, Side.LAY), []))
+            for name in match["outcomes"]
+        ]
+        view = BookView(match_id, now_ms, outcomes)
+        self._books.pop((match_id, depth), None)
+        while len(self._books) >= BOOKS_MAX:
+            self._books.pop(next(iter(self._books)))
+        self._books[match_id, depth] = view
+        return view
+
+    async def _of_wallet(self, user_id: int, query: str, *args: object) -> list[asyncpg.Record]:
+        return await self._store.fetch(self._store.server_of(user_id), query, shard_of(user_id), user_id, *args)
+
+
+def _entries(rows: Sequence[asyncpg.Record], limit: int, kind: str) -> EntriesView:
+    entries = [
+        EntryView(
+            row["seq"],
+            row["type"],
+            row["amount"],
+            row["balance_snapshot"],
+            row["contra"],
+            row["match_id"],
+            row["bet_id"],
+            row["idempotent_key"],
+            row["created_at_ms"],
+        )
+        for row in rows[:limit]
+    ]
+    return EntriesView(entries, encode_cursor(kind, entries[-1].seq) if len(rows) > limit else None)
+
+
+def _bet(bet_id: UUID, row: asyncpg.Record, order: asyncpg.Record | None) -> BetView:
+    return BetView(
+        bet_id,
+        row["match_id"],
+        row["outcome"],
+        row["side"],
+        row["odds"],
+        row["stake"],
+        row["reserve"],
+        order["state"] if order else BetState.PENDING,
+        order["matched_stake"] if order else 0,
+        order["cancelled_stake"] if order else 0,
+        row["placed_at_ms"],
+    )
+
+
+def _match(row: asyncpg.Record) -> MatchView:
+    return MatchView(
+        row["match_id"],
+        row["state"],
+        row["outcomes"],
+        row["closes_at_ms"],
+        row["settlement_version"],
+        row["result"],
+        row["settled"],
+    )

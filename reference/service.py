@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import ecs_logging
 import uvloop
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from reference import metrics
+from reference.tracing import CURRENT, span_fields
 
 STOP_WITHIN_S = 5.0
 CONNECTIONS_MAX = 8192
@@ -25,35 +25,30 @@ small as the backlog; an idle kept-alive connection counts, so this is far above
 HEADER_WITHIN_MS = 30_000
 """A client that has not sent its whole request header after this long is cut off; also an idle connection is."""
 HEADER_MAX_BYTES = 32 * 1024
+LOOP_TICK_S = 0.1
+LOOP_LATE_S = 2.0
+"""An event loop this late is not ready: what it admitted would miss its deadline."""
 _TEXT = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+class EcsLines(ecs_logging.StdlibFormatter):
+    """One JSON object a line in Elastic Common Schema, with the trace that the line belongs to."""
 
     def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
+        super().__init__(
+            extra={"service": {"name": "ledgerproof", "node": {"name": process}}},
+            exclude_fields=["log.origin", "log.original", "process.thread", "process.name"],
+        )
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of JSON."""
-        line: dict[str, Any] = {
-            "@timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "log.level": record.levelname.lower(),
-            "log.logger": record.name,
-            "service.name": self._process,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["error.stack_trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+    def format_to_ecs(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Return the record's fields."""
+        return super().format_to_ecs(record) | span_fields(CURRENT.get())
 
 
 def configure_logging(process: str) -> None:
     """Send every log record of this process to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(process))
+    handler.setFormatter(EcsLines(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("granian").setLevel(logging.WARNING)
     logging.getLogger("_granian").setLevel(logging.WARNING)
@@ -62,23 +57,60 @@ def configure_logging(process: str) -> None:
 Handler = Callable[[Any, Any], Awaitable[None]]
 
 
+class LoopWatch:
+    """Knows how late the event loop is: a loop that is blocked or starved cannot keep a deadline."""
+
+    def __init__(self) -> None:
+        self._beat_s = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to tick; call it inside the running event loop."""
+        self._beat_s = time.monotonic()
+        self._task = asyncio.create_task(self._tick())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(LOOP_TICK_S)
+            now = time.monotonic()
+            metrics.LOOP_LAG.set(max(0.0, now - self._beat_s - LOOP_TICK_S))
+            self._beat_s = now
+
+    def complaint(self) -> str | None:
+        """Return what is wrong with the loop now, or None."""
+        late_s = time.monotonic() - self._beat_s - LOOP_TICK_S
+        return f"the event loop is {late_s:.1f} s behind" if late_s > LOOP_LATE_S else None
+
+    async def stop(self) -> None:
+        """Stop ticking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
 class Health:
     """Liveness, readiness and metrics of a process, as an RSGI application."""
 
     def __init__(self) -> None:
         self.ready: Callable[[], Awaitable[str | None]] = _not_started
+        self.alive: Callable[[], str | None] = _alive
 
     async def __call__(self, scope: Any, proto: Any) -> None:
         """Answer /livez, /readyz and /metrics."""
         if scope.path == "/metrics":
             proto.response_bytes(200, _TEXT, metrics.exposition())
         elif scope.path == "/livez":
-            proto.response_str(200, _TEXT, "alive\n")
+            reason = self.alive()
+            proto.response_str(200 if reason is None else 503, _TEXT, f"{reason or 'alive'}\n")
         elif scope.path == "/readyz":
             reason = await self.ready()
             proto.response_str(200 if reason is None else 503, _TEXT, f"{reason or 'ready'}\n")
         else:
             proto.response_str(404, _TEXT, "try /livez, /readyz or /metrics\n")
+
+
+def _alive() -> str | None:
+    return None
 
 
 async def _not_started() -> str | None:

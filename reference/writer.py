@@ -114,6 +114,9 @@ def difference(asked: bytes, stored: str | bytes) -> str | None:
     """Return the first field in which two commands under one key differ, or None."""
     first: dict[str, Any] = msgspec.json.decode(asked)
     second: dict[str, Any] = msgspec.json.decode(stored)
+    if second.get("op") == "rollback":
+        # A tombstone: whatever comes under this key is answered that it was rolled back.
+        return None
     for name in sorted(first.keys() | second.keys(), key=lambda name: (name != "op", name)):
         if first.get(name) != second.get(name):
             return name
@@ -135,6 +138,7 @@ class Writer:
         self._busy = False
         self._idle = asyncio.Event()
         self._draining = False
+        self._batch_began_s: float | None = None
         self._arrivals = 0
         self._lingers = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,6 +147,11 @@ class Writer:
     def start(self) -> None:
         """Start the batching loop."""
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._sweep())]
+
+    @property
+    def batch_age_s(self) -> float:
+        """How long the batch under way has been in the database; 0 without one."""
+        return 0.0 if self._batch_began_s is None else time.monotonic() - self._batch_began_s
 
     async def stop(self) -> None:
         """Post what was admitted, refuse what comes later, then close the connection."""
@@ -205,6 +214,7 @@ class Writer:
                 batch = self._take_batch()
                 if batch:
                     await self._post_batch(batch)
+                    self._batch_began_s = None
             self._busy = False
             self._idle.set()
 
@@ -232,7 +242,7 @@ class Writer:
             _fail_all(batch, error)
             self._fail_queue(error)
             return
-        started = time.monotonic()
+        started = self._batch_began_s = time.monotonic()
         try:
             rows = await asyncio.wait_for(
                 post_entries(

@@ -329,12 +329,99 @@ BEGIN
                         CASE c.outcome WHEN 'ACCEPTED' THEN o.stake - o.matched_stake ELSE 0 END, amount;
 END $$;
 
+-- Roll back the bet that was, or will be, placed under a key. The wallet's lock decides between a bet and its
+-- rollback that arrive together. Status: ROLLED_BACK or REPLAYED (there was no such bet; a tombstone makes sure that
+-- there never will be), NOTHING (the bet was refused), PLACED (it stands, with its match: cancel it there), or
+-- REPLAYED_DIFFERENTLY (the key belongs to a command that is no bet).
+CREATE FUNCTION bet_rollback(p_user bigint, p_key text)
+RETURNS TABLE (status text, bet uuid, match uuid)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    placed  record;
+    refused record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(p_user);
+    SELECT l.bet_id, l.match_id, b.bet_id IS NOT NULL AS is_bet INTO placed
+      FROM wallet_ledger l
+      LEFT JOIN bets b ON b.shard = l.shard AND b.user_id = l.user_id AND b.bet_id = l.bet_id AND b.seq = l.seq
+     WHERE l.shard = (p_user % 100)::smallint AND l.user_id = p_user AND l.idempotent_key = p_key;
+    IF FOUND THEN
+        RETURN QUERY SELECT CASE WHEN placed.is_bet THEN 'PLACED' ELSE 'REPLAYED_DIFFERENTLY' END,
+                            placed.bet_id, placed.match_id;
+        RETURN;
+    END IF;
+    SELECT r.outcome, r.command ->> 'op' AS op INTO refused
+      FROM refusals r
+     WHERE r.shard = (p_user % 100)::smallint AND r.user_id = p_user AND r.idempotent_key = p_key;
+    IF FOUND THEN
+        RETURN QUERY SELECT CASE WHEN refused.outcome = 'ROLLED_BACK' THEN 'REPLAYED'
+                                 WHEN refused.op = 'bet' THEN 'NOTHING' ELSE 'REPLAYED_DIFFERENTLY' END,
+                            NULL::uuid, NULL::uuid;
+        RETURN;
+    END IF;
+    INSERT INTO refusals (shard, user_id, idempotent_key, outcome, command, created_at)
+        VALUES ((p_user % 100)::smallint, p_user, p_key, 'ROLLED_BACK', '{"op": "rollback"}', clock_timestamp());
+    RETURN QUERY SELECT 'ROLLED_BACK', NULL::uuid, NULL::uuid;
+END $$;
+
+-- Sums over a wallet's entries: those of its row in wallet_stats and at most p_limit that follow it. `complete` is
+-- false while there are more; asking again goes on from there.
+CREATE FUNCTION wallet_statistics(p_user bigint, p_limit integer)
+RETURNS TABLE (seq bigint, deposits bigint, deposited bigint, withdrawals bigint, withdrawn bigint, bets bigint,
+               staked bigint, payouts bigint, won bigint, refunds bigint, refunded bigint, commission bigint,
+               complete boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    known  wallet_stats;
+    fresh  wallet_stats;
+    shard_ smallint := (p_user % 100)::smallint;
+BEGIN
+    SELECT * INTO known FROM wallet_stats w WHERE w.shard = shard_ AND w.user_id = p_user;
+    IF NOT FOUND THEN
+        known := ROW(shard_, p_user, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)::wallet_stats;
+    END IF;
+    SELECT shard_, p_user, known.seq + count(*),
+           known.deposits + count(*) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'CREDIT'),
+           known.deposited + coalesce(sum(e.amount) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'CREDIT'), 0),
+           known.withdrawals + count(*) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'DEBIT'),
+           known.withdrawn - coalesce(sum(e.amount) FILTER (WHERE e.contra = 'EXTERNAL' AND e.type = 'DEBIT'), 0),
+           known.bets + count(*) FILTER (WHERE e.placed),
+           known.staked - coalesce(sum(e.amount) FILTER (WHERE e.placed), 0),
+           known.payouts + count(*) FILTER (WHERE e.type = 'PAYOUT'),
+           known.won + coalesce(sum(e.amount) FILTER (WHERE e.type = 'PAYOUT'), 0),
+           known.refunds + count(*) FILTER (WHERE e.type = 'REFUND'),
+           known.refunded + coalesce(sum(e.amount) FILTER (WHERE e.type = 'REFUND'), 0),
+           known.commission - coalesce(sum(e.amount) FILTER (WHERE e.contra = 'HOUSE'), 0)
+      INTO fresh
+      FROM (SELECT l.type, l.contra, l.amount,
+                   l.type = 'DEBIT' AND l.contra = 'ESCROW' AND l.settlement_version IS NULL AS placed
+              FROM wallet_ledger l
+             WHERE l.shard = shard_ AND l.user_id = p_user AND l.seq > known.seq
+             ORDER BY l.seq LIMIT p_limit) e;
+    -- A write for every few hundred entries, never one for every read.
+    IF fresh.seq >= known.seq + 256 THEN
+        INSERT INTO wallet_stats AS w SELECT fresh.*
+            ON CONFLICT (shard, user_id) DO UPDATE
+           SET seq = excluded.seq, deposits = excluded.deposits, deposited = excluded.deposited,
+               withdrawals = excluded.withdrawals, withdrawn = excluded.withdrawn, bets = excluded.bets,
+               staked = excluded.staked, payouts = excluded.payouts, won = excluded.won,
+               refunds = excluded.refunds, refunded = excluded.refunded, commission = excluded.commission
+         WHERE w.seq < excluded.seq;
+    END IF;
+    RETURN QUERY SELECT fresh.seq, fresh.deposits, fresh.deposited::bigint, fresh.withdrawals, fresh.withdrawn::bigint,
+                        fresh.bets, fresh.staked::bigint, fresh.payouts, fresh.won::bigint, fresh.refunds,
+                        fresh.refunded::bigint, fresh.commission::bigint,
+                        NOT EXISTS (SELECT FROM wallet_ledger l
+                                     WHERE l.shard = shard_ AND l.user_id = p_user AND l.seq > fresh.seq);
+END $$;
+
 -- name: grants
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO ledger_auditor;
 GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection TO ledger_api;
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, bet_cancel TO ledger_api;
+GRANT EXECUTE ON FUNCTION bet_rollback, wallet_statistics TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;
 GRANT SELECT, UPDATE ON matches, orders, cancels TO ledger_matcher;
 GRANT SELECT, INSERT ON orders, fills, events TO ledger_matcher;

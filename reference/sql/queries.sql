@@ -24,7 +24,57 @@ SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint 
  WHERE m.match_id = $1
 
 -- name: bet
-SELECT match_id, outcome, side, odds, stake, reserve FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id = $3
+SELECT match_id, outcome, side, odds, stake, reserve, (extract(epoch FROM placed_at) * 1000)::bigint AS placed_at_ms
+  FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id = $3
+
+-- name: rollback
+SELECT status, bet, match FROM bet_rollback($1, $2)
+
+-- name: bets_page
+-- Newest first: a bet's id begins with the time it was placed.
+SELECT bet_id, match_id, outcome, side, odds, stake, reserve,
+       (extract(epoch FROM placed_at) * 1000)::bigint AS placed_at_ms
+  FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id < $3 ORDER BY bet_id DESC LIMIT $4
+
+-- name: orders_of_bets
+SELECT bet_id, state, matched_stake, cancelled_stake FROM orders WHERE bet_id = ANY ($1::uuid[])
+
+-- name: statistics
+SELECT seq, deposits, deposited, withdrawals, withdrawn, bets, staked, payouts, won, refunds, refunded, commission,
+       complete
+  FROM wallet_statistics($1, $2)
+
+-- name: book
+-- The best levels of each side: BACKs from the lowest odds, LAYs from the highest.
+SELECT outcome, side, odds, stake, bets
+  FROM (SELECT outcome, side, odds, sum(stake - matched_stake - cancelled_stake)::bigint AS stake, count(*) AS bets,
+               row_number() OVER (PARTITION BY outcome, side
+                                  ORDER BY CASE side WHEN 'BACK' THEN odds ELSE -odds END) AS level
+          FROM orders WHERE match_id = $1 AND state IN ('PENDING', 'PART_MATCHED')
+         GROUP BY outcome, side, odds) levels
+ WHERE level <= $2
+ ORDER BY outcome, side, level
+
+-- name: matches_page
+SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint AS closes_at_ms, m.state,
+       m.settlement_version, m.result, coalesce(s.state = 'DONE', false) AS settled,
+       (extract(epoch FROM m.created_at) * 1000000)::bigint AS created_at_us
+  FROM matches m
+  LEFT JOIN settlements s USING (match_id, settlement_version)
+ WHERE (m.created_at, m.match_id) < ('epoch'::timestamptz + $1::bigint * interval '1 microsecond', $2::uuid)
+ ORDER BY m.created_at DESC, m.match_id DESC
+ LIMIT $3
+
+-- name: matches_page_of_state
+SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint AS closes_at_ms, m.state,
+       m.settlement_version, m.result, coalesce(s.state = 'DONE', false) AS settled,
+       (extract(epoch FROM m.created_at) * 1000000)::bigint AS created_at_us
+  FROM matches m
+  LEFT JOIN settlements s USING (match_id, settlement_version)
+ WHERE m.state = $4
+   AND (m.created_at, m.match_id) < ('epoch'::timestamptz + $1::bigint * interval '1 microsecond', $2::uuid)
+ ORDER BY m.created_at DESC, m.match_id DESC
+ LIMIT $3
 
 -- name: order
 SELECT state, matched_stake, cancelled_stake FROM orders WHERE bet_id = $1
@@ -41,6 +91,18 @@ SELECT balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_
 SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
   FROM wallet_ledger WHERE shard = $1 AND user_id = $2 AND seq > $3 ORDER BY seq LIMIT $4
+
+-- name: newest_entries
+SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
+       (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
+  FROM wallet_ledger WHERE shard = $1 AND user_id = $2 AND seq < $3 ORDER BY seq DESC LIMIT $4
+
+-- name: balance_as_of
+-- The newest entry that was written at that moment or before it.
+SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
+  FROM wallet_ledger
+ WHERE shard = $1 AND user_id = $2 AND created_at < 'epoch'::timestamptz + ($3::bigint + 1) * interval '1 millisecond'
+ ORDER BY seq DESC LIMIT 1
 
 -- name: unpublished
 SELECT id, event_id::text AS event_id, event_type, partition_key, payload::text AS payload, created_at, traceparent

@@ -112,6 +112,9 @@ CREATE TABLE matches (
     fills              bigint      NOT NULL DEFAULT 0,
     created_at         timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+-- For the list of matches, newest first, with and without a state asked for.
+CREATE INDEX matches_by_age ON matches (created_at, match_id);
+CREATE INDEX matches_by_state ON matches (state, created_at, match_id);
 
 CREATE TABLE match_transitions (
     match_id           uuid        NOT NULL REFERENCES matches,
@@ -209,6 +212,26 @@ CREATE TABLE wallet_balance_projection (
     balance    bigint      NOT NULL,
     seq        bigint      NOT NULL,
     updated_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, user_id)
+);
+
+-- Sums over the first `seq` entries of a wallet, so that its statistics cost no more the older it gets. Entries
+-- never change, so a row never becomes wrong; it is only behind, and wallet_statistics reads what follows it.
+CREATE TABLE wallet_stats (
+    shard       smallint NOT NULL,
+    user_id     bigint   NOT NULL,
+    seq         bigint   NOT NULL,
+    deposits    bigint   NOT NULL,
+    deposited   numeric  NOT NULL,
+    withdrawals bigint   NOT NULL,
+    withdrawn   numeric  NOT NULL,
+    bets        bigint   NOT NULL,
+    staked      numeric  NOT NULL,
+    payouts     bigint   NOT NULL,
+    won         numeric  NOT NULL,
+    refunds     bigint   NOT NULL,
+    refunded    numeric  NOT NULL,
+    commission  numeric  NOT NULL,
     PRIMARY KEY (shard, user_id)
 );
 

@@ -51,6 +51,12 @@ def api_bases(stack: Stack) -> list[str]:
     return [f"http://127.0.0.1:{stack.port(name)}" for name in stack.nodes_of("api")]
 
 
+@pytest.fixture(scope="session")
+def operator(stack: Stack) -> dict[str, str]:
+    """Headers of a caller that may act for every wallet and command matches."""
+    return {"authorization": f"Bearer {stack.token()}"}
+
+
 @pytest.fixture
 async def floor(service_config: ServiceConfig, superuser_dsn: list[str]) -> AsyncIterator[Floor]:
     """The API's and the matcher's connections, and a superuser's to every server."""

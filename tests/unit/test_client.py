@@ -381,5 +381,5 @@ async def test_a_broken_harness_task_ends_the_run(tmp_path: Path, monkeypatch: p
 def test_answers_ignore_fields_the_client_does_not_need() -> None:
     from ledgerproof.client import Answer
 
-    answer = msgspec.json.decode(b'{"entries":[{"a":1}],"next_after_seq":null,"seq":3}', type=Answer)
+    answer = msgspec.json.decode(b'{"entries":[{"a":1}],"next_cursor":null,"seq":3}', type=Answer)
     assert answer.seq == 3
