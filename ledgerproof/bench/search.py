@@ -55,10 +55,12 @@ def highest_rate(
     confirm: Callable[[float], Step],
     first: float,
     deadline: float,
+    confirm_until: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
     """Search from `first` (per second, above 0) until `deadline` of `clock`, and confirm what was found.
 
+    The first confirming window is always played, further ones begin only before `confirm_until`.
     Every window is bounded, and so is their number; an INVALID one bounds the search from above like one that did
     not hold, and its reason is kept.
     """
@@ -77,7 +79,9 @@ def highest_rate(
     if high is None:
         found.limit = "time or steps ran out before any rate failed: higher ones may hold"
     rate = low
-    for _ in range(CONFIRM_TRIES):
+    for turn in range(CONFIRM_TRIES):
+        if turn and clock() >= confirm_until:
+            break
         step = confirm(rate)
         found.steps.append(step)
         if step.held is Held.YES:

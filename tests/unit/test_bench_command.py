@@ -211,10 +211,14 @@ def test_a_row_that_fails_is_invalid_with_its_reason_and_the_next_one_is_measure
     assert found.rows[1].ratio_to_floor is None, "there is no valid floor to compare with"
     assert found.checked is None
     assert stack.downs == 1
+    late = bench_run.bench(replace(options, sizes=replace(QUICK, begin_s=-1.0)), Progress(quiet=True))
+    assert [row.valid for row in late.rows] == [False, False]
+    assert "time of the whole benchmark ran out" in late.rows[1].reason
+    assert stack.downs == 2
     monkeypatch.setitem(MEASURE, "floor_pgbench", stop)
     with pytest.raises(KeyboardInterrupt):
         bench_run.bench(options, Progress(quiet=True))
-    assert stack.downs == 2, "Ctrl-C takes the stack down"
+    assert stack.downs == 3, "Ctrl-C takes the stack down"
 
 
 # --- small parts ------------------------------------------------------------------------------------------

@@ -53,9 +53,11 @@ def service(capacity: float, *, confirmed: float | None = None) -> tuple[Try, Tr
     return answer(capacity), answer(capacity if confirmed is None else confirmed)
 
 
-def search(capacity: float, first: float, *, confirmed: float | None = None, deadline: float = 1e9) -> Found:
+def search(
+    capacity: float, first: float, *, confirmed: float | None = None, deadline: float = 1e9, until: float = 1e9
+) -> Found:
     attempt, confirm = service(capacity, confirmed=confirmed)
-    return highest_rate(attempt, confirm, first, deadline, clock=lambda: 0.0)
+    return highest_rate(attempt, confirm, first, deadline, until, clock=lambda: 0.0)
 
 
 @pytest.mark.parametrize("capacity", [90.0, 500.0, 1234.0, 6000.0])
@@ -73,6 +75,12 @@ def test_search_backs_off_when_the_longer_window_does_not_confirm() -> None:
     assert 800.0 * BACK_OFF <= found.rate <= 800.0
 
 
+def test_search_plays_one_confirming_window_and_no_more_when_time_is_over() -> None:
+    found = search(1000.0, 400.0, confirmed=800.0, until=0.0)
+    assert found.rate is None
+    assert found.limit == "too fast"
+
+
 def test_search_that_nothing_holds_finds_no_rate_and_says_why() -> None:
     found = search(1.0, 400.0)
     assert found.rate is None
@@ -82,7 +90,7 @@ def test_search_that_nothing_holds_finds_no_rate_and_says_why() -> None:
 def test_search_begins_no_step_after_its_deadline() -> None:
     times = iter(range(100))
     attempt, confirm = service(1e9)
-    found = highest_rate(attempt, confirm, 100.0, deadline=3.0, clock=lambda: float(next(times)))
+    found = highest_rate(attempt, confirm, 100.0, deadline=3.0, confirm_until=3.0, clock=lambda: float(next(times)))
     assert len(found.steps) == 4  # three steps up, and the confirming window
     assert found.rate == pytest.approx(100.0 * UP**2)
     assert "ran out" in found.limit
@@ -92,7 +100,7 @@ def test_search_takes_an_invalid_window_as_a_bound_and_never_as_a_success() -> N
     def attempt(rate: float) -> Step:
         return Step(rate, Held.YES, "") if rate < 1000 else Step(rate, Held.INVALID, "the generator was late")
 
-    found = highest_rate(attempt, attempt, 400.0, 1e9, clock=lambda: 0.0)
+    found = highest_rate(attempt, attempt, 400.0, 1e9, 1e9, clock=lambda: 0.0)
     assert found.rate is not None
     assert found.rate < 1000
     assert found.limit == "the generator was late"
@@ -105,7 +113,7 @@ def test_search_follows_a_hint_that_lies_between_its_bounds() -> None:
         asked.append(rate)
         return Step(rate, Held.YES, "") if rate <= 500 else Step(rate, Held.NO, "too fast", hint=490.0)
 
-    highest_rate(attempt, attempt, 400.0, 1e9, clock=lambda: 0.0)
+    highest_rate(attempt, attempt, 400.0, 1e9, 1e9, clock=lambda: 0.0)
     assert asked[:3] == [400.0, 560.0, 490.0]
 
 
