@@ -137,8 +137,8 @@ def _search(bench: Bench, name: str, *, judge_lag: bool) -> None:
             lambda rate: attempt(rate, step_s, confirming=False),
             lambda rate: attempt(rate, confirm_s, confirming=True),
             _first_rate(bench, judge_lag=judge_lag),
-            deadline,
-            deadline + CONFIRM_WINDOWS * confirm_s,
+            deadline=deadline,
+            confirm_until=deadline + CONFIRM_WINDOWS * confirm_s,
         )
         row = _row(bench, name, attempts[-1], found, age)
         if found.rate is None:

@@ -149,6 +149,8 @@ def _measure(run: Bench, name: str) -> None:
             MEASURE[name](run)
         except FAILURES as error:
             run.add(run.row(name, valid=False, reason=f"{type(error).__name__}: {error}"))
+        if all(row.name != name for row in run.rows):
+            run.add(run.row(name, valid=False, reason="not measured: a row that it builds on failed"))
         for row in run.rows[known:]:
             _relate(run, row)
         run.peak.note(run.stack)

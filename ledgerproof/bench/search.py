@@ -54,6 +54,7 @@ def highest_rate(
     attempt: Callable[[float], Step],
     confirm: Callable[[float], Step],
     first: float,
+    *,
     deadline: float,
     confirm_until: float,
     clock: Callable[[], float] = time.monotonic,

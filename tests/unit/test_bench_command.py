@@ -182,6 +182,9 @@ def test_a_row_that_fails_is_invalid_with_its_reason_and_the_next_one_is_measure
             self.downs += 1
             return []
 
+        def token(self) -> str:
+            return "secret"
+
         def nodes_of(self, _prefix: str) -> list[str]:
             return []
 

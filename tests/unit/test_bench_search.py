@@ -57,7 +57,7 @@ def search(
     capacity: float, first: float, *, confirmed: float | None = None, deadline: float = 1e9, until: float = 1e9
 ) -> Found:
     attempt, confirm = service(capacity, confirmed=confirmed)
-    return highest_rate(attempt, confirm, first, deadline, until, clock=lambda: 0.0)
+    return highest_rate(attempt, confirm, first, deadline=deadline, confirm_until=until, clock=lambda: 0.0)
 
 
 @pytest.mark.parametrize("capacity", [90.0, 500.0, 1234.0, 6000.0])
@@ -100,7 +100,7 @@ def test_search_takes_an_invalid_window_as_a_bound_and_never_as_a_success() -> N
     def attempt(rate: float) -> Step:
         return Step(rate, Held.YES, "") if rate < 1000 else Step(rate, Held.INVALID, "the generator was late")
 
-    found = highest_rate(attempt, attempt, 400.0, 1e9, 1e9, clock=lambda: 0.0)
+    found = highest_rate(attempt, attempt, 400.0, deadline=1e9, confirm_until=1e9, clock=lambda: 0.0)
     assert found.rate is not None
     assert found.rate < 1000
     assert found.limit == "the generator was late"
@@ -113,7 +113,7 @@ def test_search_follows_a_hint_that_lies_between_its_bounds() -> None:
         asked.append(rate)
         return Step(rate, Held.YES, "") if rate <= 500 else Step(rate, Held.NO, "too fast", hint=490.0)
 
-    highest_rate(attempt, attempt, 400.0, 1e9, 1e9, clock=lambda: 0.0)
+    highest_rate(attempt, attempt, 400.0, deadline=1e9, confirm_until=1e9, clock=lambda: 0.0)
     assert asked[:3] == [400.0, 560.0, 490.0]
 
 
