@@ -25,6 +25,8 @@ from compose.stack import DEFAULT_ROOT, DownReport, Stack, down_all, find_stacks
 from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
 from ledgerproof.bench.command import bench_command
+from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.sim_command import sim_command
@@ -408,7 +410,12 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
 
 
 cli.add_command(sim_command)
+cli.add_command(reconcile_group)
+cli.add_command(payouts_group)
 cli.add_command(bench_command)
+cli.add_command(dlq_group)
+cli.add_command(projection_group)
+cli.add_command(events_group)
 
 
 # -- output --------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from reference.commands import (
     MatchState,
     Outcome,
     PlaceBet,
+    ResettleMatch,
     Rollback,
     SettleMatch,
     Withdraw,
@@ -43,8 +44,9 @@ from reference.reads import (
     TRANSACTIONS,
     Reads,
 )
-from reference.service import STOP_WITHIN_S, Health, LoopWatch, serve, stop_serving
+from reference.service import STOP_WITHIN_S, Fatal, Health, LoopWatch, serve, stop_serving
 from reference.store import Store
+from reference.tracing import Tracing
 from reference.writer import Writer
 
 log = logging.getLogger("ledgerproof.api")
@@ -59,11 +61,14 @@ _withdraw = msgspec.json.Decoder(Withdraw).decode
 _place_bet = msgspec.json.Decoder(PlaceBet).decode
 _create_match = msgspec.json.Decoder(CreateMatch).decode
 _settle_match = msgspec.json.Decoder(SettleMatch).decode
+_resettle_match = msgspec.json.Decoder(ResettleMatch).decode
 _rollback = msgspec.json.Decoder(Rollback).decode
 
 Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer]]
 """(scope, protocol, the path split at its slashes) → the answer."""
 Shape = tuple[str | None, ...]
+
+_NO_ATTRIBUTES: dict[str, str] = {}
 
 METHODS = ("GET", "POST")
 
@@ -95,13 +100,14 @@ class Route:
 class Api:
     """One API process: stateless but for its connections and its memory of open matches."""
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, tracing: Tracing) -> None:
         self._config = config
+        self._tracing = tracing
         self._store = Store(config, "ledger_api")
         self._cache = Cache(config)
-        self._writers = [Writer(self._store, index, "API") for index in range(len(config.servers))]
+        self._writers = [Writer(self._store, index, "API", tracing) for index in range(len(config.servers))]
         self.desk = Desk(config, self._store, self._writers)
-        self.reads = Reads(self._store, self._cache, config.projection_stale_after_ms)
+        self.reads = Reads(self._store, self._cache)
         self.admission = Admission(config)
         self._loop_watch = LoopWatch()
         self._health = Health()
@@ -128,6 +134,7 @@ class Api:
         await asyncio.gather(*(writer.stop() for writer in self._writers))
         await self._loop_watch.stop()
         await self.admission.close()
+        await self.reads.close()
         await self._store.close()
         await self._cache.close()
 
@@ -144,11 +151,13 @@ class Api:
             (("GET", "wallets", "entries"), "entries", wallet, self._entries),
             (("GET", "wallets", "transactions"), "transactions", wallet, self._transactions),
             (("GET", "wallets", "stats"), "stats", wallet, self._stats),
+            (("GET", "wallets", "advances"), "advances", wallet, self._advances),
             (("GET", "wallets", "bets"), "wallet_bets", wallet, self._bets),
             (("GET", "wallets", "bets", None), "bet", wallet, self._view_bet),
             (("POST", "matches"), "create_match", admin, self._create_match),
             (("POST", "matches", "close"), "close", admin, self._close_match),
             (("POST", "matches", "settle"), "settle", admin, self._settle_match),
+            (("POST", "matches", "resettle"), "resettle", admin, self._resettle_match),
             (("POST", "matches", "void"), "void", admin, self._void_match),
             (("POST", "commands"), "bulk", anybody, self._bulk),
             (("GET", "matches"), "matches", anybody, self._matches),
@@ -170,6 +179,7 @@ class Api:
             route = self._unknown
         admission = self.admission
         admission.under_way += 1
+        span = self._tracing.enter(route.name, scope.headers.get("traceparent"), _NO_ATTRIBUTES)
         try:
             if route.needs is not Needs.NOBODY:
                 user = parts[3] if route.needs is Needs.WALLET else ""
@@ -181,6 +191,9 @@ class Api:
             admission.leave()
         status, headers, body = answer
         proto.response_bytes(status, headers, body)
+        if span is not None:
+            attributes = {"http.request.method": scope.method, "url.path": path, "http.response.status_code": status}
+            self._tracing.leave(span, attributes, failed=status >= 500)
         route.count(status, time.perf_counter() - started)
 
     async def _unknown_route(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
@@ -277,6 +290,11 @@ class Api:
         command = web.decode(_settle_match, await web.read_body(scope, proto))
         return web.match_answer(await self.desk.settle_match(match_id, command))
 
+    async def _resettle_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        match_id, key = web.uuid_of("match_id", parts[3]), web.key_of(scope)
+        command = web.decode(_resettle_match, await web.read_body(scope, proto))
+        return web.resettle_answer(await self.desk.resettle_match(match_id, key, command))
+
     async def _void_match(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         match_id, _ = web.uuid_of("match_id", parts[3]), web.key_of(scope)
         await web.read_empty(scope, proto)
@@ -312,6 +330,9 @@ class Api:
         before_seq = web.seq_of(web.cursor(query, TRANSACTIONS, int, MAX_USER_ID))
         limit = web.number(query, "limit", 1, ENTRIES_PAGE_MAX, 20)
         return 200, web.JSON, _encode(await self.reads.transactions(user_id, before_seq, limit))
+
+    async def _advances(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
+        return 200, web.JSON, _encode(await self.reads.advances(web.user_of(parts[3])))
 
     async def _stats(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         user_id = web.user_of(parts[3])
@@ -374,7 +395,8 @@ async def run(
     config: ServiceConfig, name: str, port: int, stopping: asyncio.Event, *, grpc_port: int | None = None
 ) -> None:
     """Serve until `stopping`, then finish what was admitted. Raises ConfigError without a key for tokens."""
-    api = Api(config)
+    tracing = Tracing(config, name)
+    api = Api(config, tracing)
     if config.token_key is None:
         log.warning("%s has no token_key: it trusts every caller", name)
     api.start()
@@ -391,9 +413,13 @@ async def run(
     waiter = asyncio.create_task(stopping.wait())
     await asyncio.wait([waiter, serving], return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    died = not stopping.is_set()
     await api.drain()
     stop_serving(server)
     if door is not None:
         await door.stop(STOP_WITHIN_S)
     await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()
+    tracing.close()
+    if died:
+        raise Fatal("the HTTP server ended by itself")

@@ -11,6 +11,7 @@
     │   ├── Draining
     │   └── ServerUnavailable     connection refused or never made
     ├── NotPosted                 definite   the database rolled it back: 503, x-admitted: 0
+    ├── PayoutsPaused             definite   the payouts of this server wait until an operator resumes them
     ├── settler.PaymentRefused    definite   the ledger refused an entry of a settlement: people have to look
     ├── settler.SettlementTaken   definite   another settler moved the settlement on
     └── UnknownOutcome            NOT definite   it may or may not have been posted: 504
@@ -79,6 +80,10 @@ class ServerUnavailable(NotAdmitted):
 
 class NotPosted(LedgerError):
     """The database answered with an error, so the transaction was certainly rolled back."""
+
+
+class PayoutsPaused(LedgerError):
+    """Payouts of the server are paused. Nothing is wrong with the entries: they are posted once it is resumed."""
 
 
 class UnknownOutcome(LedgerError):

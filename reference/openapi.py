@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from reference import answers, commands
-from reference.desk import MAX_CLOSES_AT_MS, MAX_OUTCOME_LENGTH, MAX_OUTCOMES
+from reference.desk import MAX_CLOSES_AT_MS, MAX_OUTCOME_LENGTH, MAX_OUTCOMES, MAX_SETTLEMENT_VERSION
 from reference.reads import BETS_PAGE_MAX, BOOK_DEPTH_MAX, ENTRIES_PAGE_MAX, MATCHES_PAGE_MAX
 
 Json = dict[str, Any]
@@ -22,6 +22,7 @@ _STRUCTS: list[type] = [
     commands.Bulk,
     commands.CreateMatch,
     commands.SettleMatch,
+    commands.ResettleMatch,
     answers.CommandAnswer,
     answers.CancelAnswer,
     answers.RollbackAnswer,
@@ -35,6 +36,8 @@ _STRUCTS: list[type] = [
     answers.BalanceView,
     answers.EntriesView,
     answers.StatsView,
+    answers.ResettleAnswer,
+    answers.AdvancesView,
     answers.BalanceUpdate,
     answers.Problem,
 ]
@@ -131,6 +134,12 @@ def _add_limits(schemas: Json, max_amount_minor: int) -> None:
         minItems=2, maxItems=MAX_OUTCOMES, uniqueItems=True, items=_OUTCOME
     )
     schemas["SettleMatch"]["properties"]["result"].update(_OUTCOME)
+    resettle = schemas["ResettleMatch"]["properties"]
+    resettle["result"] = {"anyOf": [_OUTCOME, {"type": "null"}]}
+    resettle["corrects_version"]["anyOf"] = [
+        {"type": "integer", "minimum": 1, "maximum": MAX_SETTLEMENT_VERSION},
+        {"type": "null"},
+    ]
 
 
 def _paths() -> Json:
@@ -294,6 +303,14 @@ def _paths() -> Json:
                 missing="wallet",
             )
         },
+        f"{wallet}/advances": {
+            "get": _query(
+                "advances",
+                "What the house advanced because the wallet had spent what a correction took back, by bet.",
+                ("AdvancesView", {"owed_minor": 98, "bets": [{"match_id": MATCH, "bet_id": BET, "owed_minor": 98}]}),
+                ("user_id",),
+            )
+        },
         f"{wallet}/stats": {
             "get": _query(
                 "stats", "Sums over the wallet's entries.", ("StatsView", stats), ("user_id",), missing="wallet"
@@ -370,6 +387,17 @@ def _paths() -> Json:
                 "Settle a closed match by its result. Scope admin.",
                 ("SettleMatch", {"result": "HOME"}),
                 ("MatchAnswer", moved | {"state": "SETTLING"}),
+                ("match_id",),
+                refusal="ILLEGAL_TRANSITION",
+            )
+        },
+        f"{a_match}/resettle": {
+            "post": _command(
+                "resettleMatch",
+                "Settle a settled or void match again: another result, or null for void. Entries are added, none is "
+                "changed. Scope admin.",
+                ("ResettleMatch", {"result": "AWAY", "corrects_version": 1}),
+                ("ResettleAnswer", moved | {"state": "SETTLING", "settlement_version": 2}),
                 ("match_id",),
                 refusal="ILLEGAL_TRANSITION",
             )

@@ -12,14 +12,18 @@ from typing import Any
 import asyncpg
 
 from reference.config import ServerConfig, ServiceConfig
-from reference.errors import LedgerError, NotPosted, ServerUnavailable, UnknownOutcome
+from reference.errors import LedgerError, NotPosted, PayoutsPaused, ServerUnavailable, UnknownOutcome
 from reference.routing import shard_of, shard_of_match
 from reference.sql import load_sql
 
 CONNECT_TIMEOUT_S = 1.0
+HANG_UP_TIMEOUT_S = 1.0
 POOL_SIZE = 4
 LEADER_CLASS = 7
 """First half of the two-part advisory lock keys of leaders; wallet locks use the one-part key space."""
+
+PAYOUTS_PAUSED = "LP001"
+"""The error code by which `payouts_open` refuses."""
 
 # Errors a server sends while it dies or is killed: the transaction may have committed just before.
 _DYING = (
@@ -34,6 +38,8 @@ def meaning_of(error: BaseException) -> LedgerError:
     """Translate a driver's exception raised by a statement that was sent into ours."""
     if isinstance(error, LedgerError):
         return error
+    if isinstance(error, asyncpg.PostgresError) and error.sqlstate == PAYOUTS_PAUSED:
+        return PayoutsPaused(str(error))
     if isinstance(error, asyncpg.DataError):
         # The driver refused to encode an argument (an InterfaceError too): nothing was sent.
         return NotPosted(f"{type(error).__name__}: {error}")
@@ -62,6 +68,14 @@ async def connect(
         )
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise ServerUnavailable(f"{server.name} at {server.host}:{server.port}: {error}") from error
+
+
+async def hang_up(connection: asyncpg.Connection) -> None:
+    """Close a connection in order if the server plays along, and in any case."""
+    try:
+        await connection.close(timeout=HANG_UP_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
 
 
 class Store:
@@ -104,7 +118,7 @@ class Store:
             healthy = True
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             meaning = meaning_of(error)
-            healthy = isinstance(meaning, NotPosted)
+            healthy = isinstance(meaning, NotPosted | PayoutsPaused)
             raise meaning from error
         except LedgerError:
             healthy = True

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from reference.answers import BulkResult, CancelAnswer, CommandAnswer, MatchAnswer, Problem
+from reference.answers import BulkResult, CancelAnswer, CommandAnswer, MatchAnswer, Problem, ResettleAnswer
 from reference.auth import Caller, check_wallet
 from reference.commands import MAX_USER_ID, Bulk, BulkCommand, Outcome
 from reference.cursor import decode_cursor
@@ -147,6 +147,14 @@ def match_answer(done: Moved) -> Answer:
     if done.outcome == Outcome.ACCEPTED:
         return 202, JSON, _encode(MatchAnswer(done.outcome, done.replayed, done.match_id, done.state or ""))
     return refused(done.outcome, done.differs, replayed=done.replayed)
+
+
+def resettle_answer(done: Moved) -> Answer:
+    """Say what became of a resettle."""
+    if done.outcome != Outcome.ACCEPTED or done.settlement_version is None:
+        return match_answer(done)
+    view = ResettleAnswer(done.outcome, done.replayed, done.match_id, done.state or "", done.settlement_version)
+    return 202, JSON, _encode(view)
 
 
 def found(view: msgspec.Struct | None, what: str, name: object) -> Answer:

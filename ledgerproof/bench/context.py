@@ -28,6 +28,7 @@ MATCH_OPEN_MS: Final = 24 * 3600 * 1000
 DRAIN_TIMEOUT_S: Final = 240.0
 SETUP_TIMEOUT_S: Final = 10.0
 SORTS: Final = ("api", "relay", "matcher", "settler", "projector")
+"""Processes that say in their metrics what waits for them."""
 
 
 class BenchFailed(Exception):

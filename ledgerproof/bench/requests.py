@@ -82,7 +82,5 @@ def _bet(bet: DrawnBet) -> bytes:
 
 
 def _bulk(bets: list[DrawnBet], key: str, token: str) -> bytes:
-    commands = [
-        {"type": "bet", "key": f"{key}-{number}", **msgspec.to_builtins(bet)} for number, bet in enumerate(bets)
-    ]
+    commands = [{"op": "bet", "key": f"{key}-{number}", **msgspec.to_builtins(bet)} for number, bet in enumerate(bets)]
     return post("/v1/commands", key, msgspec.json.encode({"commands": commands}), token)
