@@ -172,6 +172,7 @@ CREATE TABLE orders (
     -- matches.book_version under which the matcher or a cancel last changed this row: what a cached book missed.
     book_version      bigint      NOT NULL DEFAULT 0,
     event_id          uuid        NOT NULL,
+    traceparent       text, -- of the request that placed the bet, where that is traced
     arrived_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (match_id, arrival),
     CONSTRAINT orders_stake CHECK (matched_stake + cancelled_stake <= stake),
