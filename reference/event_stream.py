@@ -81,10 +81,11 @@ class EventStreams:
                     break
                 coming = None
                 await transport.send_bytes(_event(update))
-        for task in (gone, coming):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*(task for task in (gone, coming) if task is not None), return_exceptions=True)
+        # The server's own awaitable: once cancelled it calls nobody back, so it must not be waited for.
+        gone.cancel()
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
     async def close(self) -> None:
         """End every stream and take no further one."""

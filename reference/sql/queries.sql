@@ -117,10 +117,10 @@ SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent
   FROM wallet_ledger WHERE shard = $1 AND user_id = $2 AND seq < $3 ORDER BY seq DESC LIMIT $4
 
 -- name: balance_as_of
--- The newest entry that was written at that moment or before it.
+-- The newest entry that was written at that moment or before it, both in milliseconds rounded as they are shown.
 SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
   FROM wallet_ledger
- WHERE shard = $1 AND user_id = $2 AND created_at < 'epoch'::timestamptz + ($3::bigint + 1) * interval '1 millisecond'
+ WHERE shard = $1 AND user_id = $2 AND created_at < 'epoch'::timestamptz + ($3::bigint * 1000 + 500) * interval '1 microsecond'
  ORDER BY seq DESC LIMIT 1
 
 -- name: unpublished
