@@ -30,6 +30,7 @@ from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, En
 from ledgerproof.output import check_writable, print_json, print_table
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.sim_command import sim_command
+from ledgerproof.trace_command import trace_command
 from reference.auth import Scope
 from reference.commands import MAX_USER_ID
 
@@ -415,6 +416,7 @@ cli.add_command(sim_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
 cli.add_command(bench_command)
+cli.add_command(trace_command)
 cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
