@@ -75,10 +75,11 @@ class EventStreams:
                 if not coming.done():
                     await transport.send_str(": still here\n\n")
                     continue
-                try:
-                    update = coming.result()
-                except StopAsyncIteration:
+                # Raised here, the end would keep this frame, and with it the transport, in a circle through its
+                # traceback: the response would stay open until the garbage collector comes by.
+                if isinstance(coming.exception(), StopAsyncIteration):
                     break
+                update = coming.result()
                 coming = None
                 await transport.send_bytes(_event(update))
         # The server's own awaitable: once cancelled it calls nobody back, so it must not be waited for.
