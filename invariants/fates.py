@@ -5,8 +5,11 @@ or misused with another body, and must still have one effect at most. A key is (
 
 - `ledger`: deposit, withdraw, bet. The effect is the entry with that user and key.
 - `cancel`: the effect is the accepted row of `cancels` with that user and key.
-- `match`: create, close, settle, void. These are compare-and-set on the match, so its key is the match and
-  the operation, and the effect is that the match has (at some time) reached that state.
+- `rollback`: the key is that of the bet it takes back. The effect is the accepted row of `cancels` under
+  ROLLBACK_PREFIX and that key, or the refusal ROLLED_BACK stored under that key.
+- `match`: create, close, settle, void, resettle. These are compare-and-set on the match, so its key is the match
+  and the operation, and the effect is that the match has (at some time) reached that state. The key of a resettle
+  has the result too: a match can be settled again with several, and the effect is a settlement with this one.
 - `read`: no effect, no fate.
 """
 
@@ -21,7 +24,11 @@ from reference.routing import SHARDS
 
 LEDGER_OPS: Final = ("deposit", "withdraw", "bet")
 CANCEL_OPS: Final = ("cancel",)
-MATCH_OPS: Final = ("create_match", "close_match", "settle_match", "void_match")
+ROLLBACK_OPS: Final = ("rollback",)
+ROLLBACK_PREFIX: Final = "ledger:rollback:"
+"""The service cancels a bet that is rolled back under this and the bet's own key."""
+RESETTLE: Final = "resettle_match"
+MATCH_OPS: Final = ("create_match", "close_match", "settle_match", "void_match", RESETTLE)
 READ_OPS: Final = ("balance", "entries")
 STATE_REACHED: Final = {
     "create_match": ("OPEN",),
@@ -74,6 +81,8 @@ def described(attempts: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("ledger"))
         .when(op.is_in(CANCEL_OPS))
         .then(pl.lit("cancel"))
+        .when(op.is_in(ROLLBACK_OPS))
+        .then(pl.lit("rollback"))
         .when(op.is_in(MATCH_OPS))
         .then(pl.lit("match"))
         .otherwise(pl.lit("read"))
@@ -85,7 +94,12 @@ def described(attempts: pl.DataFrame) -> pl.DataFrame:
     )
     is_match = pl.col("family") == "match"
     return attempts.with_columns(family.alias("family")).with_columns(
-        pl.when(is_match).then(op + ":" + pl.col("match_id")).otherwise(pl.col("key")).alias("key"),
+        pl.when(is_match & (op == RESETTLE))
+        .then(_resettle_key("selection"))
+        .when(is_match)
+        .then(op + ":" + pl.col("match_id"))
+        .otherwise(pl.col("key"))
+        .alias("key"),
         pl.when(is_match).then(None).otherwise(pl.col("user")).alias("user"),
         (op + "|" + pl.coalesce("payload_hash", fields)).alias("body"),
         (
@@ -165,8 +179,12 @@ def resolve(
     refusals = _marked(snapshot.table("refusals").rename({"user_id": "user", "idempotent_key": "key"}), "ledger")
     cancels = snapshot.table("cancels").rename({"user_id": "user", "idempotent_key": "key"})
     accepted = pl.col("outcome") == "ACCEPTED"
-    effects = pl.concat([ledger, _marked(cancels.filter(accepted), "cancel"), states_reached(snapshot)])
-    denied = pl.concat([refusals, _marked(cancels.filter(~accepted), "cancel")])
+    effects = pl.concat(
+        [ledger, _marked(cancels.filter(accepted), "cancel"), rollbacks_done(snapshot), states_reached(snapshot)]
+    )
+    own = cancels.filter(pl.col("key").str.starts_with(ROLLBACK_PREFIX) & ~accepted)
+    kept = own.with_columns(pl.col("key").str.strip_prefix(ROLLBACK_PREFIX))
+    denied = pl.concat([refusals, _marked(cancels.filter(~accepted), "cancel"), _marked(kept, "rollback")])
     names = ["family", "user", "key"]
     marked = unknown.join(
         effects.unique().with_columns(applied=True), on=names, how="left", nulls_equal=True, maintain_order="left"
@@ -197,7 +215,10 @@ def resolve(
 
 
 def states_reached(snapshot: Snapshot) -> pl.DataFrame:
-    """Return the effects of match commands as keys: family, user (null), key. Raises MissingEvidence."""
+    """Return the effects of match commands as keys: family, user (null), key. Raises MissingEvidence.
+
+    A result that a match had from the first counts for a resettle: asking for it again is a replay.
+    """
     entered = snapshot.table("transitions").select("match_id", "to_state")
     known = snapshot.table("matches").select("match_id", pl.lit("OPEN").alias("to_state"))
     rows = pl.concat([entered, known])
@@ -209,7 +230,38 @@ def states_reached(snapshot: Snapshot) -> pl.DataFrame:
         )
         for op, states in STATE_REACHED.items()
     ]
-    return pl.concat(effects).unique()
+    settled = snapshot.table("settlements").select(
+        pl.lit("match").alias("family"),
+        pl.lit(None, dtype=pl.Int64).alias("user"),
+        _resettle_key("result").alias("key"),
+    )
+    return pl.concat([*effects, settled]).unique()
+
+
+def first_results(snapshot: Snapshot) -> pl.DataFrame:
+    """Return the keys (family, key) of resettles to the result that a match has only by its first settlement.
+
+    No resettle made them true, whatever the answer to one was. Raises MissingEvidence.
+    """
+    rows = snapshot.table("settlements").select("settlement_version", _resettle_key("result").alias("key"))
+    versions = rows.group_by("key").agg(pl.col("settlement_version").max())
+    return versions.filter(pl.col("settlement_version") == 1).select(pl.lit("match").alias("family"), "key")
+
+
+def _resettle_key(result: str) -> pl.Expr:
+    """Return the key of a resettle of `match_id` to the result in a column, null for void."""
+    return pl.lit(f"{RESETTLE}:") + pl.col("match_id") + ":" + pl.col(result).fill_null("VOID")
+
+
+def rollbacks_done(snapshot: Snapshot) -> pl.DataFrame:
+    """Return the effects of rollbacks as keys: family, user, key. Raises MissingEvidence."""
+    names = {"user_id": "user", "idempotent_key": "key"}
+    cancels = snapshot.table("cancels").rename(names).filter(pl.col("outcome") == "ACCEPTED")
+    cancelled = cancels.filter(pl.col("key").str.starts_with(ROLLBACK_PREFIX)).with_columns(
+        pl.col("key").str.strip_prefix(ROLLBACK_PREFIX)
+    )
+    tombstones = snapshot.table("refusals").rename(names).filter(pl.col("outcome") == "ROLLED_BACK")
+    return pl.concat([_marked(cancelled, "rollback"), _marked(tombstones, "rollback")]).unique()
 
 
 def choose_retries(resolution: pl.DataFrame, seed: int) -> pl.DataFrame:

@@ -25,6 +25,7 @@ from compose.stack import DEFAULT_ROOT, DownReport, Stack, down_all, find_stacks
 from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
 from ledgerproof.bench.command import bench_command
+from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.progress import Progress, print_error
@@ -223,7 +224,9 @@ def up_command(*, servers: int, apis: int, name: str | None, base_port: int | No
     with progress.step(title) as step:
         stack = Stack.start(spec, DEFAULT_ROOT, name, step.show)
         step.detail = f"stack {stack.name}"
-    addresses = {node.name: f"127.0.0.1:{node.port}" for node in stack.state.nodes}
+    nodes = stack.state.nodes
+    addresses = {node.name: f"127.0.0.1:{node.port}" for node in nodes}
+    addresses |= {f"{node.name} gRPC": f"127.0.0.1:{node.grpc_port}" for node in nodes if node.grpc_port is not None}
     api = f"http://{addresses['api0']}"
     example = (
         f"curl -X POST {api}/v1/wallets/7/deposits "
@@ -412,6 +415,9 @@ cli.add_command(sim_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
 cli.add_command(bench_command)
+cli.add_command(dlq_group)
+cli.add_command(projection_group)
+cli.add_command(events_group)
 
 
 # -- output --------------------------------------------------------------------------------------------

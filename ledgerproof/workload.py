@@ -10,9 +10,11 @@ Units: times are seconds since the start of the load, amounts are minor units, o
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import cast
 from uuid import UUID
 
 import msgspec
@@ -39,8 +41,18 @@ BEYOND_FUNDS_MINOR = 900_000_000
 CONTENDED_AMOUNT_MINOR = 5_000
 TIGHT_SHARE = 0.02
 """Share of wallets (the least popular) that are seeded with almost nothing and run out of funds."""
+RESETTLE_SHARE = 0.2
+"""Share of settled matches that are settled again with another result; a third of those a second time."""
+RESETTLE_TO_VOID_SHARE = 0.15
+"""Share of those corrections that make the match void."""
+SPENDERS_FROM = 10_000
+"""Match number m that will be corrected has a wallet of its own, SPENDERS_FROM + m, which backs the first result and
+withdraws all that it won by mistake before the correction: what is taken back then is not there any more."""
+SPENDER_STAKE_MINOR = 2_000
 VOID_SHARE = 0.12
 """Share of matches that are voided instead of settled; half of those without having been closed."""
+BULK_BETS = 6
+"""Bets in one BULK, beside a deposit and a withdrawal."""
 PATIENCE_S = 0.012
 """An IMPATIENT client hangs up within this long after sending."""
 FAR_FUTURE_S = 86_400
@@ -77,6 +89,15 @@ class Kind(IntEnum):
     CLOSE = 14
     SETTLE = 15
     VOID = 16
+    RESETTLE = 17
+    RESETTLE_TWICE = 18
+    """The second correction of a match."""
+    BULK = 19
+    """Several wallet commands of several wallets in one request."""
+    ROLLBACK = 20
+    """A bet and the rollback of its key: before it, beside it, or after it."""
+    GRPC = 21
+    """A bet over gRPC."""
 
 
 PER_BET: dict[Kind, float] = {
@@ -93,17 +114,29 @@ PER_BET: dict[Kind, float] = {
     Kind.OTHER_BODY: 0.006,
     Kind.CONTEND: 0.002,
     Kind.IMPATIENT: 0.003,
+    Kind.BULK: 0.004,
+    Kind.ROLLBACK: 0.006,
+    Kind.GRPC: 0.010,
 }
 """Arrivals of each kind per bet. The first two sum to one: `rate` counts bets that ought to be accepted."""
 
-BETTING = (Kind.BET, Kind.RACE, Kind.BEYOND, Kind.LATE, Kind.IMPATIENT)
+BETTING = (Kind.BET, Kind.RACE, Kind.BEYOND, Kind.LATE, Kind.IMPATIENT, Kind.BULK, Kind.ROLLBACK, Kind.GRPC)
 COMMANDS = (Kind.BET, Kind.DEPOSIT, Kind.WITHDRAW, Kind.BEYOND, Kind.LATE)
 """Kinds whose key a RETRY may send again."""
-LIFECYCLE = (Kind.CREATE, Kind.CLOSE, Kind.SETTLE, Kind.VOID)
+RESETTLES = (Kind.RESETTLE, Kind.RESETTLE_TWICE)
+LIFECYCLE = (Kind.CREATE, Kind.CLOSE, Kind.SETTLE, Kind.VOID, *RESETTLES)
 
 
 _SIDES = (Side.BACK, Side.LAY)
-_TAGS = {Kind.RACE: "race", Kind.BEYOND: "beyond_funds", Kind.LATE: "late", Kind.IMPATIENT: HUNG_UP}
+_TAGS = {
+    Kind.RACE: "race",
+    Kind.BEYOND: "beyond_funds",
+    Kind.LATE: "late",
+    Kind.IMPATIENT: HUNG_UP,
+    Kind.BULK: "bulk",
+    Kind.ROLLBACK: "rollback",
+    Kind.GRPC: "grpc",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +156,8 @@ class MatchPlan:
     closes_first: bool
     mid_odds: tuple[int, ...]
     """The price around which bets on each outcome are placed, in hundredths."""
+    corrections: tuple[tuple[float, int | None], ...] = ()
+    """(time, result) of each resettle: index into DEFAULT_OUTCOMES, or None for void."""
 
 
 @dataclass(slots=True)
@@ -235,6 +270,36 @@ class Schedule:
             tag=_TAGS.get(kind),
         )
 
+    def bulk(self, arrival: int) -> list[Command]:
+        """Build the commands of a BULK: bets of several wallets on one match, a deposit and a withdrawal.
+
+        The last command repeats the first one, so that a key comes twice in one request.
+        """
+        number, _, match, selection, side, odds, amount = self._rows[arrival]
+        if Kind(number) is not Kind.BULK:
+            raise ValueError(f"{Kind(number).name} is not a bulk")
+        key = self.key_of(arrival)
+        wallets = [user for user, _ in self.seed_deposits]
+        users = [wallets[(arrival * BULK_BETS + i) % len(wallets)] for i in range(BULK_BETS)]
+        bets = [
+            bet(
+                user=user,
+                match_id=self._match_ids[match],
+                selection=DEFAULT_OUTCOMES[selection],
+                side=_SIDES[(side + i) % 2],
+                odds=odds,
+                stake_minor=amount + 10 * i,
+                key=f"{key}-{i}",
+                tag="bulk",
+            )
+            for i, user in enumerate(users)
+        ]
+        transfers = [
+            deposit(users[0], amount, f"{key}-in", "bulk"),
+            withdraw(users[-1], amount, f"{key}-out", "bulk"),
+        ]
+        return [*bets, *transfers, bets[0]]
+
     @cached_property
     def _rows(self) -> list[tuple[int, int, int, int, int, int, int]]:
         """What `command` needs of each arrival, as Python numbers: reading single array items is slow."""
@@ -245,12 +310,33 @@ class Schedule:
     def _match_ids(self) -> list[str]:
         return [str(plan.match_id) for plan in self.matches]
 
+    def spender_commands(self, match: int) -> list[Command]:
+        """Build what the spender of a match to be corrected does at its start: a deposit, then a bet of all of it.
+
+        Nobody backs at lower odds, so the bet is the first to be taken.
+        """
+        user, key = SPENDERS_FROM + match, f"w{self.seed}-m{match}-spender"
+        plan = self.matches[match]
+        return [
+            deposit(user, SPENDER_STAKE_MINOR, f"{key}-in", "spender"),
+            bet(
+                user=user,
+                match_id=str(plan.match_id),
+                selection=DEFAULT_OUTCOMES[plan.result],
+                side=Side.BACK,
+                odds=MIN_ODDS,
+                stake_minor=SPENDER_STAKE_MINOR,
+                key=f"{key}-bet",
+                tag="spender",
+            ),
+        ]
+
     def patience_s(self, arrival: int) -> float:
         """Return how long the client of an IMPATIENT arrival waits for its answer."""
         return PATIENCE_S * (1 + int(self.odds[arrival]) % 12) / 12
 
     def lifecycle_command(self, kind: Kind, match: int, origin_unix_s: float, suffix: str = "") -> Command:
-        """Build the command that creates, closes, settles or voids a match.
+        """Build the command that creates, closes, settles, voids or resettles a match.
 
         `origin_unix_s` is the wall clock at the start of the load; only CREATE needs it.
         """
@@ -269,6 +355,14 @@ class Schedule:
             return Command("close_match", f"{path}/close", key, b"{}", match_id=match_id)
         if kind is Kind.VOID:
             return Command("void_match", f"{path}/void", key, b"{}", match_id=match_id)
+        if kind in RESETTLES:
+            number = RESETTLES.index(kind)
+            index = plan.corrections[number][1]
+            corrected = None if index is None else DEFAULT_OUTCOMES[index]
+            body_bytes = msgspec.json.encode({"result": corrected, "corrects_version": number + 1})
+            return Command(
+                "resettle_match", f"{path}/resettle", key, body_bytes, match_id=match_id, selection=corrected
+            )
         result = DEFAULT_OUTCOMES[plan.result]
         body_bytes = msgspec.json.encode({"result": result})
         return Command("settle_match", f"{path}/settle", key, body_bytes, match_id=match_id, selection=result)
@@ -323,6 +417,21 @@ def cancel(user: int, match_id: str, bet_id: str, key: str, tag: str | None = No
     return Command("cancel", path, key, b"{}", user=user, match_id=match_id, bet_id=bet_id, tag=tag)
 
 
+def rollback(user: int, key: str, tag: str | None = "rollback") -> Command:
+    """Return a command that takes back the bet that was, or will be, placed under `key`."""
+    body = msgspec.json.encode({"key": key})
+    return Command("rollback", f"/v1/wallets/{user}/rollbacks", key, body, user=user, tag=tag)
+
+
+def bulk_body(commands: Sequence[Command]) -> bytes:
+    """Return the body of one request that holds these bets, deposits and withdrawals."""
+    items = [
+        {"op": command.op, "user_id": command.user, "key": command.key, **msgspec.json.decode(command.body or b"{}")}
+        for command in commands
+    ]
+    return msgspec.json.encode({"commands": items})
+
+
 def balance(user: int, *, strong: bool, min_seq: int | None) -> Command:
     """Return a read of one balance, with the `seq` its session is known to have seen."""
     query = "consistency=strong" if strong else "consistency=eventual"
@@ -360,10 +469,10 @@ def draw(
     if wallets < 1 or slots < 1 or apis < 1:
         raise ValueError("at least one wallet, one match slot and one API process are needed")
     # One stream per purpose: a change in one of them leaves the others as they were.
-    streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(4)]
-    arrival_rng, match_rng, detail_rng, target_rng = streams
+    streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)]
+    arrival_rng, match_rng, detail_rng, target_rng, correction_rng = streams
 
-    matches = _draw_matches(match_rng, duration_s, slots)
+    matches = _draw_corrections(correction_rng, _draw_matches(match_rng, duration_s, slots))
     t, kind = _draw_arrivals(arrival_rng, rate, duration_s, matches)
     ranks = popularity(wallets)
     user_of_rank = detail_rng.permutation(wallets).astype(np.int64) + 1
@@ -447,6 +556,25 @@ def _draw_matches(rng: np.random.Generator, duration_s: float, slots: int) -> li
     return plans
 
 
+def _draw_corrections(rng: np.random.Generator, plans: list[MatchPlan]) -> list[MatchPlan]:
+    """Give some of the matches that are settled other results later; the first of them always."""
+    first = next((plan.match_id for plan in plans if not plan.void), None)
+    corrected = []
+    for plan in plans:
+        chosen = bool(rng.random() < RESETTLE_SHARE) or plan.match_id == first
+        corrections: list[tuple[float, int | None]] = []
+        if chosen and not plan.void:
+            at_s, stands = plan.settles_s, cast("int | None", plan.result)
+            for _ in range(2 if rng.random() < 1 / 3 else 1):
+                at_s += float(rng.uniform(0.6, 2.5))
+                others = [index for index in range(len(DEFAULT_OUTCOMES)) if index != stands]
+                void = stands is not None and bool(rng.random() < RESETTLE_TO_VOID_SHARE)
+                stands = None if void else int(rng.choice(others))
+                corrections.append((at_s, stands))
+        corrected.append(replace(plan, corrections=tuple(corrections)))
+    return corrected
+
+
 def _uuid(rng: np.random.Generator) -> UUID:
     """Return a version 4 UUID drawn from `rng`."""
     return UUID(bytes=rng.bytes(16), version=4)
@@ -478,6 +606,7 @@ def _lifecycle_of(plan: MatchPlan) -> list[tuple[float, Kind]]:
     if plan.closes_first:
         steps.append((plan.ends_s, Kind.CLOSE))
     steps.append((plan.settles_s, Kind.VOID if plan.void else Kind.SETTLE))
+    steps += [(at_s, kind) for (at_s, _), kind in zip(plan.corrections, RESETTLES, strict=False)]
     return steps
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from reference.config import ConfigError, load_config
 from reference.errors import LedgerError
-from reference.install import install
-from reference.service import configure_logging, run_process
+from reference.service import configure_logging, end_process, run_process
 
 WORKERS = ("api", "relay", "matcher", "settler", "projector", "reconciler")
 
@@ -36,6 +35,8 @@ def main() -> int:
         return 2
     configure_logging(getattr(arguments, "name", arguments.role))
     if arguments.role == "install":
+        from reference.install import install  # noqa: PLC0415 - no worker needs it, and each starts the sooner
+
         try:
             asyncio.run(install(config, arguments.superuser, arguments.password_file.read_text().strip()))
         except (LedgerError, OSError) as error:
@@ -46,12 +47,11 @@ def main() -> int:
     process = importlib.import_module(f"reference.{arguments.role}")
     own = {"grpc_port": arguments.grpc_port} if arguments.role == "api" else {}
     try:
-        run_process(partial(process.run, config, arguments.name, arguments.port, **own))
+        return run_process(partial(process.run, config, arguments.name, arguments.port, **own))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -74,6 +74,16 @@ class MatchAnswer(msgspec.Struct, frozen=True):
     state: str
 
 
+class ResettleAnswer(msgspec.Struct, frozen=True):
+    """An accepted resettle and the settlement version that holds its result."""
+
+    outcome: str
+    replayed: bool
+    match_id: UUID
+    state: str
+    settlement_version: int
+
+
 class MatchView(msgspec.Struct, frozen=True):
     """A match as its home server knows it; `settled` once every payout or refund is posted."""
 
@@ -165,7 +175,11 @@ class StatsView(msgspec.Struct, frozen=True):
 
 
 class BalanceView(msgspec.Struct, frozen=True):
-    """A balance, after which entry it holds, where it was read and whether it may be behind."""
+    """A balance, after which entry it holds, where it was read and whether it may be behind.
+
+    `updated_at_ms` is when the entry was written; nothing committed before `as_of_ms` is missing. `stale`: that is
+    more than half a second ago, or the balance is behind `min_seq`.
+    """
 
     user_id: int
     balance_minor: int
@@ -173,6 +187,7 @@ class BalanceView(msgspec.Struct, frozen=True):
     source: str
     stale: bool
     updated_at_ms: int
+    as_of_ms: int
 
 
 class EntryView(msgspec.Struct, frozen=True):
@@ -196,12 +211,28 @@ class EntriesView(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
-class BalanceUpdate(msgspec.Struct, frozen=True):
-    """What an event stream sends: the balance after the entry `seq`."""
+class BalanceEvent(msgspec.Struct, frozen=True):
+    """What an event stream sends: the balance after the entry `seq`, which was written at `updated_at_ms`."""
 
     user_id: int
     seq: int
     balance_minor: int
+    updated_at_ms: int
+
+
+class AdvanceView(msgspec.Struct, frozen=True):
+    """What the house advanced on one bet, because its wallet had spent what a correction took back."""
+
+    match_id: UUID
+    bet_id: UUID
+    owed_minor: int
+
+
+class AdvancesView(msgspec.Struct, frozen=True):
+    """All that a wallet owes the house; it is got back only from what later corrections pay the same bets."""
+
+    owed_minor: int
+    bets: list[AdvanceView]
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -61,7 +61,7 @@ class Side(StrEnum):
 
 
 class MatchState(StrEnum):
-    """OPEN → CLOSED → SETTLING → SETTLED, or OPEN | CLOSED → VOID."""
+    """OPEN → CLOSED → SETTLING → SETTLED, or OPEN | CLOSED → VOID; a resettle: SETTLED | VOID → SETTLING again."""
 
     OPEN = "OPEN"
     CLOSED = "CLOSED"
@@ -102,6 +102,9 @@ TOPIC_OF: dict[str, str] = {
 
 DLQ_TOPIC = "events.dlq"
 
+BALANCE_TOPIC = "user.balance.updated"
+"""Where the projector says what a wallet's balance has become; key and order by user."""
+
 
 class Deposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Money from outside into a wallet: one CREDIT against EXTERNAL."""
@@ -137,6 +140,14 @@ class SettleMatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The result of a CLOSED match: the one outcome that happened."""
 
     result: str
+
+
+class ResettleMatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another result for a match that is settled or void; null makes it void."""
+
+    result: str | None
+    corrects_version: int | None = None
+    """The settlement version to correct; refused if it is not the present one any more."""
 
 
 class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

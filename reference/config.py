@@ -65,6 +65,11 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statement_timeout_ms: int = 5000
     relay_batch: int = 1000
     relay_poll_ms: int = 100
+    """Pause of an idle relay."""
+    relay_gather_ms: int = 20
+    """Pause of a relay that just found something, but less than a batch."""
+    progress_every_ms: int = 100
+    """How often the projector says up to when the projection is complete."""
     consumer_batch: int = 1000
     projection_stale_after_ms: int = 500
     commission_bps: int = 200

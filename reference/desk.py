@@ -6,7 +6,7 @@ Nothing here knows HTTP or gRPC. A refusal is an answer (`outcome`); what is rai
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import asyncpg
@@ -30,6 +30,7 @@ from reference.commands import (
     MatchState,
     Outcome,
     PlaceBet,
+    ResettleMatch,
     Rollback,
     SettleMatch,
     Withdraw,
@@ -39,6 +40,7 @@ from reference.errors import InvalidCommand, LedgerError
 from reference.ledger import reserve_of
 from reference.routing import shard_of
 from reference.store import Store
+from reference.tracing import CURRENT
 from reference.uuid7 import uuid7
 from reference.writer import Posted, Posting, Writer
 
@@ -47,6 +49,7 @@ RESERVED_KEYS = "ledger:"
 MAX_OUTCOMES = 64
 MAX_OUTCOME_LENGTH = 32
 MAX_CLOSES_AT_MS = 253_402_300_799_000
+MAX_SETTLEMENT_VERSION = 2**15 - 1
 
 CANCELS_AT_ONCE = 4
 """Cancels of one bulk under way at once: as many as the pool of one server has connections."""
@@ -78,6 +81,8 @@ class Moved:
     match_id: UUID
     state: str | None
     differs: str | None = None
+    settlement_version: int | None = None
+    """Of a resettle: the version that has its result."""
 
 
 class Desk:
@@ -143,15 +148,21 @@ class Desk:
                     "stake_minor": command.stake_minor,
                 }
             ),
+            traceparent=CURRENT.get(),
         )
 
     def _transfer(self, user_id: int, key: str, amount_minor: int, *, deposit: bool) -> Posting:
         amount = within("amount_minor", amount_minor, 1, self._config.max_amount_minor)
-        if deposit:
-            asked = b'{"op":"deposit","amount_minor":%d}' % amount
-            return Posting(user_id, key, EntryType.CREDIT, amount, Contra.EXTERNAL, command=asked)
-        asked = b'{"op":"withdraw","amount_minor":%d}' % amount
-        return Posting(user_id, key, EntryType.DEBIT, -amount, Contra.EXTERNAL, command=asked)
+        asked = b'{"op":"%s","amount_minor":%d}' % (b"deposit" if deposit else b"withdraw", amount)
+        return Posting(
+            user_id,
+            key,
+            EntryType.CREDIT if deposit else EntryType.DEBIT,
+            amount if deposit else -amount,
+            Contra.EXTERNAL,
+            command=asked,
+            traceparent=CURRENT.get(),
+        )
 
     async def cancel(self, user_id: int, key: str, bet_id: UUID) -> Cancelled:
         """Cancel what of a bet is not matched yet."""
@@ -272,6 +283,15 @@ class Desk:
     async def void_match(self, match_id: UUID) -> Moved:
         """Call a match off: every reserve goes back."""
         return await self._move(match_id, MatchState.VOID, None)
+
+    async def resettle_match(self, match_id: UUID, key: str, command: ResettleMatch) -> Moved:
+        """Settle a settled or void match again with another result; the answer names the version that has it."""
+        if command.result is not None:
+            storable("result", command.result)
+        if command.corrects_version is not None:
+            within("corrects_version", command.corrects_version, 1, MAX_SETTLEMENT_VERSION)
+        done = await exchange.resettle_match(self._store, match_id, command, key)
+        return replace(self._moved(match_id, done), settlement_version=done["version"])
 
     async def _move(self, match_id: UUID, to: MatchState, result: str | None) -> Moved:
         return self._moved(match_id, await exchange.transition_match(self._store, match_id, to, result))

@@ -33,12 +33,20 @@ DB_QUERY_SECONDS = Histogram(
 KAFKA_LAG = Gauge("kafka_consumer_lag", "Latest offset minus committed offset", ["group", "topic"], registry=REGISTRY)
 KAFKA_CONSUMED = Counter("kafka_messages_consumed_total", "Messages consumed", ["group", "topic"], registry=REGISTRY)
 KAFKA_PRODUCE_ERRORS = Counter("kafka_produce_errors_total", "Records not acknowledged", ["topic"], registry=REGISTRY)
+KAFKA_REGRESSIONS = Counter(
+    "kafka_regressions_total", "Partitions that numbered backwards: a broker lost events", ["topic"], registry=REGISTRY
+)
 DEAD_LETTERS = Counter("events_dead_lettered_total", "Messages sent to events.dlq", ["group"], registry=REGISTRY)
 
 OUTBOX_UNPUBLISHED = Gauge(
     "outbox_unpublished", "Events not yet in Kafka (counted up to a bound)", ["server"], registry=REGISTRY
 )
 EVENTS_PUBLISHED = Counter("events_published_total", "Events acknowledged by Kafka", ["server"], registry=REGISTRY)
+
+PROJECTION_AGE = Gauge(
+    "projection_age_seconds", "Age of the moment up to which the projection is complete", ["server"], registry=REGISTRY
+)
+CACHE_EPOCHS = Counter("cache_epochs_total", "Times the cache was begun anew", ["server"], registry=REGISTRY)
 
 LEDGER_ENTRIES = Counter("ledger_entries_total", "Entries posted by this process", registry=REGISTRY)
 CACHE_READS = Counter("cache_reads_total", "Balance reads by where they ended", ["source"], registry=REGISTRY)

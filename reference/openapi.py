@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from reference import answers, commands
-from reference.desk import MAX_CLOSES_AT_MS, MAX_OUTCOME_LENGTH, MAX_OUTCOMES
+from reference.desk import MAX_CLOSES_AT_MS, MAX_OUTCOME_LENGTH, MAX_OUTCOMES, MAX_SETTLEMENT_VERSION
 from reference.reads import BETS_PAGE_MAX, BOOK_DEPTH_MAX, ENTRIES_PAGE_MAX, MATCHES_PAGE_MAX
 
 Json = dict[str, Any]
@@ -22,6 +22,7 @@ _STRUCTS: list[type] = [
     commands.Bulk,
     commands.CreateMatch,
     commands.SettleMatch,
+    commands.ResettleMatch,
     answers.CommandAnswer,
     answers.CancelAnswer,
     answers.RollbackAnswer,
@@ -35,7 +36,9 @@ _STRUCTS: list[type] = [
     answers.BalanceView,
     answers.EntriesView,
     answers.StatsView,
-    answers.BalanceUpdate,
+    answers.BalanceEvent,
+    answers.ResettleAnswer,
+    answers.AdvancesView,
     answers.Problem,
 ]
 
@@ -131,6 +134,12 @@ def _add_limits(schemas: Json, max_amount_minor: int) -> None:
         minItems=2, maxItems=MAX_OUTCOMES, uniqueItems=True, items=_OUTCOME
     )
     schemas["SettleMatch"]["properties"]["result"].update(_OUTCOME)
+    resettle = schemas["ResettleMatch"]["properties"]
+    resettle["result"] = {"anyOf": [_OUTCOME, {"type": "null"}]}
+    resettle["corrects_version"]["anyOf"] = [
+        {"type": "integer", "minimum": 1, "maximum": MAX_SETTLEMENT_VERSION},
+        {"type": "null"},
+    ]
 
 
 def _paths() -> Json:
@@ -151,6 +160,7 @@ def _paths() -> Json:
         "source": "redis",
         "stale": False,
         "updated_at_ms": 1_767_225_600_000,
+        "as_of_ms": 1_767_225_600_120,
     }
     entry = {
         "seq": 2,
@@ -294,6 +304,14 @@ def _paths() -> Json:
                 missing="wallet",
             )
         },
+        f"{wallet}/advances": {
+            "get": _query(
+                "advances",
+                "What the house advanced because the wallet had spent what a correction took back, by bet.",
+                ("AdvancesView", {"owed_minor": 98, "bets": [{"match_id": MATCH, "bet_id": BET, "owed_minor": 98}]}),
+                ("user_id",),
+            )
+        },
         f"{wallet}/stats": {
             "get": _query(
                 "stats", "Sums over the wallet's entries.", ("StatsView", stats), ("user_id",), missing="wallet"
@@ -370,6 +388,17 @@ def _paths() -> Json:
                 "Settle a closed match by its result. Scope admin.",
                 ("SettleMatch", {"result": "HOME"}),
                 ("MatchAnswer", moved | {"state": "SETTLING"}),
+                ("match_id",),
+                refusal="ILLEGAL_TRANSITION",
+            )
+        },
+        f"{a_match}/resettle": {
+            "post": _command(
+                "resettleMatch",
+                "Settle a settled or void match again: another result, or null for void. Entries are added, none is "
+                "changed. Scope admin.",
+                ("ResettleMatch", {"result": "AWAY", "corrects_version": 1}),
+                ("ResettleAnswer", moved | {"state": "SETTLING", "settlement_version": 2}),
                 ("match_id",),
                 refusal="ILLEGAL_TRANSITION",
             )
@@ -574,7 +603,8 @@ def _bulk(accepted: Json, bet: Json) -> Json:
 
 
 def _stream() -> Json:
-    example = 'id: 2\nevent: user.balance.updated\ndata: {"user_id":7,"seq":2,"balance_minor":9900}\n\n'
+    data = '{"user_id":7,"seq":2,"balance_minor":9900,"updated_at_ms":1767225600000}'
+    example = f"id: 2\nevent: user.balance.updated\ndata: {data}\n\n"
     header = {"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 19}}
     return {
         "operationId": "events",
@@ -586,7 +616,7 @@ def _stream() -> Json:
         "parameters": [*_parameters(("user_id",)), header],
         "responses": {
             "200": {
-                "description": "Events `user.balance.updated`; `data` is a BalanceUpdate as JSON",
+                "description": "Events `user.balance.updated`; `data` is a BalanceEvent as JSON",
                 "content": {"text/event-stream": {"schema": {"type": "string"}, "example": example}},
             },
             **_MALFORMED,

@@ -10,8 +10,10 @@ from uuid import UUID
 
 import asyncpg
 
-from reference import metrics
+from reference import exchange
 from reference.answers import (
+    AdvancesView,
+    AdvanceView,
     BalanceView,
     BetsView,
     BetView,
@@ -24,10 +26,10 @@ from reference.answers import (
     OutcomeBook,
     StatsView,
 )
-from reference.cache import Balance, Cache
+from reference.balance_reader import BalanceReader
+from reference.cache import Cache
 from reference.commands import BetState, Side
 from reference.cursor import encode_cursor
-from reference.errors import LedgerError
 from reference.routing import shard_of
 from reference.store import Store
 
@@ -57,47 +59,24 @@ _OPEN = frozenset({BetState.PENDING, BetState.PART_MATCHED, BetState.MATCHED})
 class Reads:
     """The read side of one API process."""
 
-    def __init__(self, store: Store, cache: Cache, stale_after_ms: int) -> None:
+    def __init__(self, store: Store, cache: Cache) -> None:
         self._store = store
-        self._cache = cache
-        self._stale_after_ms = stale_after_ms
-        self._fills: set[asyncio.Task[bool]] = set()
+        self._balances = BalanceReader(store, cache)
         self._books: dict[tuple[UUID, int], BookView] = {}
-        self._counted = {source: metrics.CACHE_READS.labels(source) for source in ("redis", "projection", "ledger")}
 
     async def balance(self, user_id: int, *, strong: bool, min_seq: int) -> BalanceView | None:
-        """Return a balance from Redis, the projection or the ledger; None if the wallet has no entry.
-
-        `stale` is set when the answer is behind `min_seq`, or older than the limit and not from the ledger.
-        """
-        found, source = None, "ledger"
-        if not strong:
-            found, source = await self._cache.get(user_id), "redis"
-            if found is None or found.seq < min_seq:
-                found, source = await self._projected(user_id) or found, "projection"
-        if found is None:
-            row = await self._store.fetchrow(self._store.server_of(user_id), "head", shard_of(user_id), user_id)
-            if row is None:
-                return None
-            found, source = Balance(user_id, row["balance"], row["seq"], row["updated_at_ms"]), "ledger"
-        self._counted[source].inc()
-        age_ms = int(time.time() * 1000) - found.updated_at_ms
-        stale = found.seq < min_seq or (source != "ledger" and age_ms > self._stale_after_ms)
-        return BalanceView(user_id, found.balance, found.seq, source, stale, found.updated_at_ms)
-
-    async def _projected(self, user_id: int) -> Balance | None:
-        """Read the projection and fill the cache behind the answer; None if it has no row or is unreachable."""
-        try:
-            row = await self._store.fetchrow(self._store.server_of(user_id), "projected", shard_of(user_id), user_id)
-        except LedgerError:
+        """Return a balance from Redis, the projection or the ledger; None if the wallet has no entry."""
+        reading = await self._balances.read(user_id, min_seq=min_seq, strong=strong)
+        if reading is None:
             return None
-        if row is None:
-            return None
-        found = Balance(user_id, row["balance"], row["seq"], row["updated_at_ms"])
-        fill = asyncio.create_task(self._cache.put([found]))
-        self._fills.add(fill)
-        fill.add_done_callback(self._fills.discard)
-        return found
+        found = reading.balance
+        return BalanceView(
+            user_id, found.balance, found.seq, reading.source, reading.stale, found.updated_at_ms, reading.as_of_ms
+        )
+
+    async def close(self) -> None:
+        """Wait for what the reads left under way."""
+        await self._balances.close()
 
     async def balance_as_of(self, user_id: int, at_ms: int) -> BalanceView | None:
         """Return the balance a wallet had at a moment (Unix milliseconds); None if it had no entry then."""
@@ -107,7 +86,13 @@ class Reads:
         if row is None:
             return None
         return BalanceView(
-            user_id, row["balance"], row["seq"], "ledger", stale=False, updated_at_ms=row["updated_at_ms"]
+            user_id,
+            row["balance"],
+            row["seq"],
+            "ledger",
+            stale=False,
+            updated_at_ms=row["updated_at_ms"],
+            as_of_ms=at_ms,
         )
 
     async def entries(self, user_id: int, after_seq: int, limit: int) -> EntriesView:
@@ -145,6 +130,12 @@ class Reads:
             *(self._store.fetch(server, "orders_of_bets", bets) for server, bets in by_server.items())
         )
         return {row["bet_id"]: row for rows in pages for row in rows}
+
+    async def advances(self, user_id: int) -> AdvancesView:
+        """Return what the house advanced on a wallet's bets and has not got back."""
+        rows = await exchange.advances(self._store, user_id)
+        bets = [AdvanceView(row["match_id"], row["bet_id"], row["owed"]) for row in rows]
+        return AdvancesView(sum(bet.owed_minor for bet in bets), bets)
 
     async def stats(self, user_id: int) -> StatsView | None:
         """Return sums over a wallet's entries, STATS_ENTRIES_MAX new ones a call at most; None if it has none."""

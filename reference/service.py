@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn
 
 import ecs_logging
 import uvloop
@@ -17,6 +18,7 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from reference import metrics
+from reference.config import ConfigError
 from reference.tracing import CURRENT, span_fields
 
 STOP_WITHIN_S = 5.0
@@ -29,6 +31,9 @@ HEADER_MAX_BYTES = 32 * 1024
 LOOP_TICK_S = 0.1
 LOOP_LATE_S = 2.0
 """An event loop this late is not ready: what it admitted would miss its deadline."""
+FAILED_ROUND_PAUSE_S = 0.5
+DIED_EXIT = 70
+"""Exit code of a process whose main task died (EX_SOFTWARE)."""
 _TEXT = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
 
 
@@ -146,8 +151,16 @@ def stop_serving(server: Server) -> None:
     server.stop()  # type: ignore[no-untyped-call]
 
 
-def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `main(stopping)` until it returns; SIGTERM and SIGINT set `stopping`."""
+class Fatal(Exception):
+    """The process cannot do its work any more; whoever supervises it has to start another."""
+
+
+def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    """Run `main(stopping)` until it returns; SIGTERM and SIGINT set `stopping`. Return the exit code.
+
+    A process whose main task died says so and returns DIED_EXIT; one that lingers, answering that it is not ready,
+    would never be replaced.
+    """
 
     async def framed() -> None:
         stopping = asyncio.Event()
@@ -158,7 +171,22 @@ def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         gc.set_threshold(50_000, 20, 20)
         await main(stopping)
 
-    uvloop.run(framed())
+    try:
+        uvloop.run(framed())
+    except ConfigError:
+        raise
+    except BaseException:
+        logging.getLogger("ledgerproof.process").critical("the process died", exc_info=True)
+        return DIED_EXIT
+    return 0
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End the process now, whatever threads of libraries still wait for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 async def run_worker(
@@ -166,24 +194,44 @@ async def run_worker(
     run_once: Callable[[], Awaitable[object]],
     ready: Callable[[], Awaitable[str | None]],
     stopping: asyncio.Event,
+    beside: Sequence[asyncio.Task[None]] = (),
 ) -> None:
     """Serve health and metrics on `port` and repeat `run_once` until `stopping`.
 
     A failure of `run_once` is logged and repeated with a pause, so that a passing fault never ends the process.
+    What cannot pass does: Fatal from `run_once`, and the end of the health server or of a task `beside` it before
+    `stopping`. Raises Fatal then.
     """
     health = Health()
     health.ready = ready
     server = serve(health, port)
-    serving = asyncio.create_task(server.serve())
-    log = logging.getLogger("ledgerproof.worker")
+    serving = asyncio.create_task(server.serve(), name=f"health server on port {port}")
+    working = asyncio.create_task(_repeat(run_once, stopping), name="main loop")
+    waiter = asyncio.create_task(stopping.wait())
+    tasks = [working, serving, *beside]
     try:
-        while not stopping.is_set():
-            try:
-                await run_once()
-            except Exception:  # the frame must outlive every passing fault, and logs it
-                log.exception("a round failed; trying again")
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), 0.5)
+        await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.is_set():
+            dead = next(task for task in tasks if task.done())
+            error = None if dead.cancelled() else dead.exception()
+            raise Fatal(f"the {dead.get_name()} ended: {error!r}") from error
+        await asyncio.wait([working], timeout=STOP_WITHIN_S)
     finally:
+        waiter.cancel()
+        working.cancel()
+        await asyncio.gather(waiter, working, return_exceptions=True)
         stop_serving(server)
         await asyncio.wait([serving], timeout=STOP_WITHIN_S)
+
+
+async def _repeat(run_once: Callable[[], Awaitable[object]], stopping: asyncio.Event) -> None:
+    log = logging.getLogger("ledgerproof.worker")
+    while not stopping.is_set():
+        try:
+            await run_once()
+        except Fatal:
+            raise
+        except Exception:  # the frame must outlive every passing fault, and logs it
+            log.exception("a round failed; trying again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), FAILED_ROUND_PAUSE_S)

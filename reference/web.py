@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from reference.answers import BulkResult, CancelAnswer, CommandAnswer, MatchAnswer, Problem
+from reference.answers import BulkResult, CancelAnswer, CommandAnswer, MatchAnswer, Problem, ResettleAnswer
 from reference.auth import Caller, check_wallet
 from reference.commands import MAX_USER_ID, Bulk, BulkCommand, Outcome
 from reference.cursor import decode_cursor
@@ -31,6 +31,7 @@ log = logging.getLogger("ledgerproof.api")
 BODY_MAX_BYTES = 16 * 1024
 BULK_MAX_BYTES = 1024 * 1024
 QUERY_FIELDS_MAX = 16
+UUID_CHARACTERS = 36
 
 Headers = list[tuple[str, str]]
 JSON: Headers = [("content-type", "application/json")]
@@ -149,6 +150,14 @@ def match_answer(done: Moved) -> Answer:
     return refused(done.outcome, done.differs, replayed=done.replayed)
 
 
+def resettle_answer(done: Moved) -> Answer:
+    """Say what became of a resettle."""
+    if done.outcome != Outcome.ACCEPTED or done.settlement_version is None:
+        return match_answer(done)
+    view = ResettleAnswer(done.outcome, done.replayed, done.match_id, done.state or "", done.settlement_version)
+    return 202, JSON, _encode(view)
+
+
 def found(view: msgspec.Struct | None, what: str, name: object) -> Answer:
     """Return a view, or 404 if there is none."""
     if view is None:
@@ -208,9 +217,12 @@ def user_of(text: str) -> int:
 def uuid_of(field: str, text: str) -> UUID:
     """Return an id in a path. Raises InvalidCommand."""
     try:
-        return UUID(text)
-    except ValueError as error:
-        raise InvalidCommand(field, "must be a UUID") from error
+        # UUID() also takes braces, prefixes and what else has 32 digits.
+        if len(text) == UUID_CHARACTERS:
+            return UUID(text)
+    except ValueError:
+        pass
+    raise InvalidCommand(field, "must be a UUID")
 
 
 def key_of(scope: Any) -> str:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
+from opentelemetry.trace import SpanKind
 
 from reference import metrics
 from reference.commands import Contra, EntryType, Outcome
@@ -24,6 +25,7 @@ from reference.errors import (
     UnknownOutcome,
 )
 from reference.store import Store, meaning_of
+from reference.tracing import Tracing, is_sampled
 
 RECONNECT_AFTER_S = 0.1
 """After a failed connection attempt commands are refused at once for this long."""
@@ -126,11 +128,13 @@ def difference(asked: bytes, stored: str | bytes) -> str | None:
 class Writer:
     """Batches the commands of one process for one server."""
 
-    def __init__(self, store: Store, server: int, created_by: str) -> None:
+    def __init__(self, store: Store, server: int, created_by: str, tracing: Tracing) -> None:
         self._store = store
         self._server = server
         self._name = store.config.servers[server].name
+        self._post_seconds = metrics.DB_QUERY_SECONDS.labels("post", self._name)
         self._created_by = created_by
+        self._tracing = tracing
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._connection: asyncpg.Connection | None = None
@@ -262,8 +266,30 @@ class Writer:
             else:
                 self._split(batch, meaning)
             return
-        metrics.DB_QUERY_SECONDS.labels("post", self._name).observe(time.monotonic() - started)
+        took_s = time.monotonic() - started
+        self._post_seconds.observe(took_s)
+        self._trace(batch, took_s)
         await self._deliver(connection, batch, rows)
+
+    def _trace(self, batch: Sequence[_Waiting], took_s: float) -> None:
+        """Record the committed batch in the trace of every command in it that has one."""
+        ended_ns = 0
+        for waiting in batch:
+            traceparent = waiting.posting.traceparent
+            if is_sampled(traceparent):
+                ended_ns = ended_ns or time.time_ns()
+                self._tracing.record(
+                    "ledger_post",
+                    traceparent,
+                    kind=SpanKind.CLIENT,
+                    started_ns=ended_ns - int(took_s * 1e9),
+                    ended_ns=ended_ns,
+                    attributes={
+                        "db.system.name": "postgresql",
+                        "server.address": self._name,
+                        "db.operation.batch.size": len(batch),
+                    },
+                )
 
     async def _deliver(
         self, connection: asyncpg.Connection, batch: Sequence[_Waiting], rows: Sequence[asyncpg.Record]

@@ -150,11 +150,13 @@ OPERATIONS: dict[str, str] = {
     "deposit": "Deposits",
     "withdraw": "Withdrawals",
     "cancel": "Cancellations",
+    "rollback": "Rollbacks",
     "balance": "Balance reads",
     "entries": "History reads",
     "create_match": "Create match",
     "close_match": "Close match",
     "settle_match": "Settle match",
+    "resettle_match": "Settle match again",
     "void_match": "Void match",
 }
 

@@ -3,7 +3,14 @@
 import polars as pl
 
 from invariants.anomalies.common import Found, Row, as_keys, asked_for, bodies, found, seconds
-from invariants.fates import OTHER_BODY_STATUS, Fate, states_reached
+from invariants.fates import (
+    OTHER_BODY_STATUS,
+    ROLLBACK_PREFIX,
+    Fate,
+    first_results,
+    rollbacks_done,
+    states_reached,
+)
 from invariants.history import FINAL_RETRY
 from invariants.run import Run
 
@@ -16,7 +23,7 @@ def _effects(run: Run) -> pl.DataFrame:
     nowhere = pl.lit(None, dtype=pl.Int64).alias("seq")
     cancels = (
         run.table("cancels")
-        .filter(pl.col("outcome") == "ACCEPTED")
+        .filter((pl.col("outcome") == "ACCEPTED") & ~pl.col("idempotent_key").str.starts_with(ROLLBACK_PREFIX))
         .select(
             pl.lit("cancel").alias("family"),
             pl.col("user_id").alias("user"),
@@ -24,17 +31,21 @@ def _effects(run: Run) -> pl.DataFrame:
             nowhere,
         )
     )
-    return pl.concat([ledger, cancels, states_reached(run.final).with_columns(nowhere)])
+    others = [rollbacks_done(run.final), states_reached(run.final)]
+    return pl.concat([ledger, cancels, *(effects.with_columns(nowhere) for effects in others)])
 
 
 def a01_lost(run: Run) -> Found:
     """A01 lost: a key was acknowledged and its effect is not there.
 
     deposit, withdraw, bet: no entry with the user and key. cancel: no accepted cancel with them. Match
-    commands: the match never entered the state that was acknowledged.
+    commands: the match never entered the state that was acknowledged. Rollback: the bet's key holds neither a
+    cancel by the service nor a refusal; any refusal is enough, for then there is no bet to take back.
     """
     told = run.fates.filter(pl.col("fate") == Fate.MUST.value)
     lost = told.join(_effects(run).select(_NAMES).unique(), on=_NAMES, how="anti", nulls_equal=True)
+    refused = as_keys(run.table("refusals")).select(pl.lit("rollback").alias("family"), "user", "key")
+    lost = lost.join(refused.unique(), on=_NAMES, how="anti", nulls_equal=True)
 
     def sentence(row: Row) -> str:
         return (
@@ -145,6 +156,14 @@ def _unfounded_system_entries(run: Run) -> Found:
         .then((pl.col("type") == "PAYOUT") & (pl.col("contra") == "ESCROW"))
         .when(pl.col("kind") == "COMMISSION")
         .then((pl.col("type") == "DEBIT") & (pl.col("contra") == "HOUSE"))
+        .when(pl.col("named_version") < 2)
+        .then(pl.lit(False))
+        .when(pl.col("kind") == "TAKE_BACK")
+        .then((pl.col("type") == "DEBIT") & (pl.col("contra") == "ESCROW"))
+        .when(pl.col("kind") == "COMMISSION_BACK")
+        .then((pl.col("type") == "REFUND") & (pl.col("contra") == "HOUSE"))
+        .when(pl.col("kind") == "ADVANCE")
+        .then((pl.col("type") == "CREDIT") & (pl.col("contra") == "HOUSE"))
         .otherwise(pl.lit(False))
     )
     founded = (
@@ -167,11 +186,18 @@ def _unfounded_system_entries(run: Run) -> Found:
 
 
 def _unasked_settlements(run: Run) -> Found:
-    kind = pl.when(pl.col("op") == "void_match").then(pl.lit("VOID")).otherwise(pl.lit("SETTLE"))
-    tried = run.attempts.filter(pl.col("op").is_in(["settle_match", "void_match"])).select(
-        "match_id", "cls", kind.alias("kind"), pl.col("selection").alias("asked_result")
+    # The first settlement of a match is asked for by settle or void, the others by resettle.
+    op = pl.col("op")
+    void = (op == "void_match") | ((op == "resettle_match") & pl.col("selection").is_null())
+    tried = run.attempts.filter(op.is_in(["settle_match", "void_match", "resettle_match"])).select(
+        "match_id",
+        "cls",
+        pl.when(void).then(pl.lit("VOID")).otherwise(pl.lit("SETTLE")).alias("kind"),
+        (op == "resettle_match").alias("again"),
+        pl.col("selection").alias("asked_result"),
     )
-    rows = run.table("settlements").join(tried, on=["match_id", "kind"], how="left")
+    made = run.table("settlements").with_columns((pl.col("settlement_version") > 1).alias("again"))
+    rows = made.join(tried, on=["match_id", "kind", "again"], how="left")
     # Where every attempt failed the settlement is A04's, so a failed attempt is enough to have asked here.
     asked = pl.col("cls").is_not_null() & (
         pl.col("asked_result").is_null() | pl.col("asked_result").eq_missing(pl.col("result"))
@@ -191,13 +217,29 @@ def a04_failed_but_applied(run: Run) -> Found:
     """A04 failed but applied: every attempt of a key was refused or certainly not done, and its effect exists.
 
     This also checks the claim `x-admitted: 0` and a refused connection make. Closing is left out for matches:
-    they close by themselves at their time.
+    they close by themselves at their time. So is a resettle to a result that the match had from the first. A key
+    that holds an entry and a stored refusal is one too, whoever was told what: of a bet and the rollback that takes
+    it back before it is there, exactly one may be decided.
     """
-    denied = run.fates.filter((pl.col("fate") == Fate.MUST_NOT.value) & (pl.col("op") != "close_match"))
+    from_the_first = first_results(run.final).with_columns(pl.lit(None, dtype=pl.Int64).alias("user"))
+    denied = run.fates.filter((pl.col("fate") == Fate.MUST_NOT.value) & (pl.col("op") != "close_match")).join(
+        from_the_first, on=_NAMES, how="anti", nulls_equal=True
+    )
     applied = denied.drop("seq").join(
         _effects(run).unique(_NAMES, keep="first"), on=_NAMES, how="inner", nulls_equal=True
     )
-    return found(
+    both = as_keys(run.client_entries).join(
+        as_keys(run.table("refusals")).select("user", "key", "outcome").unique(), on=["user", "key"], how="inner"
+    )
+    contradicted = found(
+        "A04",
+        both.sort("user", "seq"),
+        lambda row: (
+            f"key {row['key']} of user {row['user']} holds the entry seq {row['seq']} and the stored refusal"
+            f" {row['outcome']}"
+        ),
+    )
+    return contradicted + found(
         "A04",
         applied.sort("begin_s"),
         lambda row: (

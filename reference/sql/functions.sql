@@ -240,17 +240,22 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
 DECLARE
     m       matches;
     version smallint;
+    settled text;
 BEGIN
     SELECT * INTO m FROM matches WHERE match_id = p_match FOR UPDATE;
     IF NOT FOUND THEN
         RETURN QUERY SELECT 'UNKNOWN_MATCH', NULL::text, NULL::text;
         RETURN;
     END IF;
-    IF m.state = p_to OR (p_to = 'CLOSED' AND m.state IN ('SETTLING', 'SETTLED'))
-       OR (p_to = 'SETTLING' AND m.state = 'SETTLED') THEN
+    IF p_to = 'SETTLING' THEN
+        -- A settle is answered from the settlement it made, also after that one was corrected.
+        SELECT s.result INTO settled FROM settlements s
+         WHERE s.match_id = p_match AND s.kind = 'SETTLE' ORDER BY s.settlement_version LIMIT 1;
+    END IF;
+    IF m.state = p_to OR (p_to = 'CLOSED' AND m.state IN ('SETTLING', 'SETTLED')) OR settled IS NOT NULL THEN
         RETURN QUERY SELECT
-            CASE WHEN p_to = 'SETTLING' AND m.result <> p_result THEN 'REPLAYED_DIFFERENTLY' ELSE 'REPLAYED' END,
-            m.state, CASE WHEN p_to = 'SETTLING' AND m.result <> p_result THEN 'result' END;
+            CASE WHEN settled <> p_result THEN 'REPLAYED_DIFFERENTLY' ELSE 'REPLAYED' END,
+            m.state, CASE WHEN settled <> p_result THEN 'result' END;
         RETURN;
     END IF;
     IF p_to = 'SETTLING' AND NOT p_result = ANY (m.outcomes) THEN
@@ -277,6 +282,90 @@ BEGIN
                         'kind', CASE p_to WHEN 'VOID' THEN 'VOID' ELSE 'SETTLE' END, 'result', p_result), p_match);
     END IF;
     RETURN QUERY SELECT 'ACCEPTED', p_to, NULL::text;
+END $$;
+
+-- Settle a settled or void match again, with another result (NULL: void) under the next version. Compare-and-set under
+-- the match's row lock: refused while a settlement runs, and if the caller names the version to correct (p_corrects) and
+-- it is not the present one. To ask for what stands already is a replay. Every answer but UNKNOWN_MATCH is kept.
+CREATE FUNCTION match_resettle(p_match uuid, p_result text, p_corrects smallint, p_key text)
+RETURNS TABLE (status text, state text, field text, version smallint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    m      matches;
+    last   settlements;
+    kept   resettles;
+    answer text;
+    kind   text := CASE WHEN p_result IS NULL THEN 'VOID' ELSE 'SETTLE' END;
+BEGIN
+    SELECT * INTO m FROM matches WHERE match_id = p_match FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'UNKNOWN_MATCH', NULL::text, NULL::text, NULL::smallint;
+        RETURN;
+    END IF;
+    SELECT * INTO kept FROM resettles r WHERE r.match_id = p_match AND r.idempotent_key = p_key;
+    IF FOUND THEN
+        RETURN QUERY SELECT
+            CASE WHEN differs.field IS NOT NULL THEN 'REPLAYED_DIFFERENTLY'
+                 WHEN kept.outcome = 'ACCEPTED' THEN 'REPLAYED' ELSE kept.outcome END,
+            m.state, differs.field, kept.settlement_version
+          FROM (SELECT CASE WHEN kept.result IS DISTINCT FROM p_result THEN 'result'
+                            WHEN kept.corrects IS DISTINCT FROM p_corrects THEN 'corrects_version' END) AS differs (field);
+        RETURN;
+    END IF;
+    SELECT * INTO last FROM settlements s
+     WHERE s.match_id = p_match AND s.settlement_version = m.settlement_version;
+    answer := CASE WHEN NOT p_result = ANY (m.outcomes) THEN 'UNKNOWN_OUTCOME'
+                   WHEN last.match_id IS NULL THEN 'ILLEGAL_TRANSITION'
+                   WHEN last.result IS NOT DISTINCT FROM p_result THEN 'REPLAYED'
+                   WHEN last.state <> 'DONE' OR p_corrects <> m.settlement_version THEN 'ILLEGAL_TRANSITION'
+                   ELSE 'ACCEPTED' END;
+    IF answer = 'ACCEPTED' THEN
+        m.settlement_version := m.settlement_version + 1;
+        UPDATE matches SET state = 'SETTLING', settlement_version = m.settlement_version, result = p_result
+         WHERE match_id = p_match;
+        INSERT INTO match_transitions (match_id, transition_no, from_state, to_state, settlement_version, result)
+            SELECT p_match, max(transition_no) + 1, m.state, 'SETTLING', m.settlement_version, p_result
+              FROM match_transitions WHERE match_id = p_match;
+        INSERT INTO settlements (match_id, settlement_version, kind, result, commission_bps)
+            VALUES (p_match, m.settlement_version, kind, p_result, last.commission_bps);
+        INSERT INTO events (aggregate_type, aggregate_id, event_type, partition_key, payload, causality_chain)
+            VALUES ('Match', p_match::text, 'MatchSettled', p_match::text,
+                    jsonb_build_object('match_id', p_match, 'settlement_version', m.settlement_version,
+                        'kind', kind, 'result', p_result), p_match);
+        m.state := 'SETTLING';
+    END IF;
+    INSERT INTO resettles (match_id, idempotent_key, result, corrects, outcome, settlement_version)
+        VALUES (p_match, p_key, p_result, p_corrects, CASE answer WHEN 'REPLAYED' THEN 'ACCEPTED' ELSE answer END,
+                m.settlement_version);
+    RETURN QUERY SELECT answer, m.state, CASE answer WHEN 'UNKNOWN_OUTCOME' THEN 'result' END, m.settlement_version;
+END $$;
+
+-- Lock the wallets of corrections as ledger_post locks them, and return per correction what decides it: whether its
+-- entries are there already, what the house has advanced on the bet and not got back, and the wallet's balance. To be
+-- followed by ledger_post in the same transaction.
+CREATE FUNCTION ledger_lock(p_user bigint[], p_bet uuid[], p_version smallint)
+RETURNS TABLE (correction_no integer, posted boolean, owed bigint, balance bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(w.u) FROM (SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u) AS w;
+
+    -- Only a statement begun after the locks were granted sees what the previous holders committed.
+    RETURN QUERY
+    SELECT c.no::integer,
+           EXISTS (SELECT FROM wallet_ledger l
+                    WHERE l.shard = (c.user_id % 100)::smallint AND l.bet_id = c.bet_id
+                      AND l.settlement_version = p_version),
+           -- A bet that owes has nothing else with the house: commission is given back before anything is advanced.
+           (SELECT greatest(coalesce(sum(l.amount), 0), 0)::bigint FROM wallet_ledger l
+             WHERE l.shard = (c.user_id % 100)::smallint AND l.bet_id = c.bet_id AND l.contra = 'HOUSE'
+               AND l.settlement_version < p_version),
+           coalesce(h.balance_snapshot, 0)
+      FROM unnest(p_user, p_bet) WITH ORDINALITY AS c (user_id, bet_id, no)
+      LEFT JOIN LATERAL (
+          SELECT l.balance_snapshot FROM wallet_ledger l
+           WHERE l.shard = (c.user_id % 100)::smallint AND l.user_id = c.user_id
+           ORDER BY l.seq DESC LIMIT 1) h ON true
+     ORDER BY c.no;
 END $$;
 
 -- Cancel the unmatched part of a bet. If the bet has not reached the book yet, the request waits for it there.
@@ -393,13 +482,14 @@ BEGIN
            known.bets + count(*) FILTER (WHERE e.placed),
            known.staked - coalesce(sum(e.amount) FILTER (WHERE e.placed), 0),
            known.payouts + count(*) FILTER (WHERE e.type = 'PAYOUT'),
-           known.won + coalesce(sum(e.amount) FILTER (WHERE e.type = 'PAYOUT'), 0),
+           known.won + coalesce(sum(e.amount) FILTER (WHERE e.type = 'PAYOUT' OR e.taken_back), 0),
            known.refunds + count(*) FILTER (WHERE e.type = 'REFUND'),
            known.refunded + coalesce(sum(e.amount) FILTER (WHERE e.type = 'REFUND'), 0),
            known.commission - coalesce(sum(e.amount) FILTER (WHERE e.contra = 'HOUSE'), 0)
       INTO fresh
       FROM (SELECT l.type, l.contra, l.amount,
-                   l.type = 'DEBIT' AND l.contra = 'ESCROW' AND l.settlement_version IS NULL AS placed
+                   l.type = 'DEBIT' AND l.contra = 'ESCROW' AND l.settlement_version IS NULL AS placed,
+                   l.type = 'DEBIT' AND l.contra = 'ESCROW' AND l.settlement_version IS NOT NULL AS taken_back
               FROM wallet_ledger l
              WHERE l.shard = shard_ AND l.user_id = p_user AND l.seq > known.seq
              ORDER BY l.seq LIMIT p_limit) e;
@@ -420,17 +510,83 @@ BEGIN
                                      WHERE l.shard = shard_ AND l.user_id = p_user AND l.seq > fresh.seq);
 END $$;
 
+-- Rebuild the next page of a shard's projection from the ledger, in one transaction: readers see the old rows until
+-- they see the new ones. `wrong` counts rows that were not what the ledger says at their seq, `last` whether the
+-- shard is done.
+CREATE FUNCTION projection_rebuild_page(p_shard smallint, p_limit integer)
+RETURNS TABLE (rebuilt integer, wrong_rows integer, last boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    r     projection_rebuilds;
+    users bigint[];
+    upto  bigint;
+BEGIN
+    -- Two rebuilds of one shard take turns.
+    SELECT * INTO STRICT r FROM projection_rebuilds b WHERE b.shard = p_shard FOR UPDATE;
+    -- From wallet to wallet along the primary key: a wallet costs the same whether it has one entry or a million.
+    users := ARRAY(
+        WITH RECURSIVE wallet (user_id) AS (
+            (SELECT l.user_id FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id > r.after_user
+              ORDER BY l.user_id LIMIT 1)
+            UNION ALL
+            SELECT (SELECT l.user_id FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id > w.user_id
+                     ORDER BY l.user_id LIMIT 1)
+              FROM wallet w WHERE w.user_id IS NOT NULL)
+        SELECT w.user_id FROM wallet w WHERE w.user_id IS NOT NULL LIMIT p_limit);
+    last := cardinality(users) < p_limit;
+    upto := CASE WHEN last THEN 9223372036854775807 ELSE users[p_limit] END;
+    -- Wait for the projector in the order in which it locks. Every statement after this one sees the entries that
+    -- the locked rows tell of, so no row can be set back.
+    PERFORM FROM wallet_balance_projection p
+      WHERE p.shard = p_shard AND p.user_id > r.after_user AND p.user_id <= upto ORDER BY p.user_id FOR UPDATE;
+    WITH wrong AS (
+        DELETE FROM wallet_balance_projection p
+         WHERE p.shard = p_shard AND p.user_id > r.after_user AND p.user_id <= upto
+           AND NOT EXISTS (SELECT FROM wallet_ledger l
+                            WHERE l.shard = p_shard AND l.user_id = p.user_id AND l.seq = p.seq
+                              AND l.balance_snapshot = p.balance)
+        RETURNING 1)
+    SELECT count(*)::integer INTO wrong_rows FROM wrong;
+    IF r.from_zero THEN
+        DELETE FROM wallet_balance_projection p
+         WHERE p.shard = p_shard AND p.user_id > r.after_user AND p.user_id <= upto;
+    END IF;
+    INSERT INTO wallet_balance_projection AS p (shard, user_id, balance, seq, updated_at)
+    SELECT p_shard, u.user_id, h.balance_snapshot, h.seq, h.created_at
+      FROM unnest(users) AS u (user_id)
+     CROSS JOIN LATERAL (
+          SELECT l.seq, l.balance_snapshot, l.created_at FROM wallet_ledger l
+           WHERE l.shard = p_shard AND l.user_id = u.user_id ORDER BY l.seq DESC LIMIT 1) h
+     ORDER BY u.user_id
+        ON CONFLICT (shard, user_id) DO UPDATE
+       SET balance = excluded.balance, seq = excluded.seq, updated_at = excluded.updated_at
+     WHERE p.seq < excluded.seq;
+    rebuilt := cardinality(users);
+    UPDATE projection_rebuilds b
+       SET after_user = upto, wallets = b.wallets + rebuilt, wrong = b.wrong + wrong_rows,
+           finished_at = CASE WHEN last THEN clock_timestamp() END
+     WHERE b.shard = p_shard;
+    RETURN NEXT;
+END $$;
+
 -- name: grants
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO ledger_auditor;
-GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection TO ledger_api;
-GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, bet_cancel TO ledger_api;
+GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection,
+    projection_progress TO ledger_api;
+GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, match_resettle, bet_cancel
+    TO ledger_api;
 GRANT EXECUTE ON FUNCTION bet_rollback, wallet_statistics TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;
+GRANT SELECT, UPDATE (complete_at_ms, offsets, broker_losses) ON relay_progress TO ledger_relay;
 GRANT SELECT, UPDATE ON matches, orders, cancels TO ledger_matcher;
 GRANT SELECT, INSERT ON orders, fills, events TO ledger_matcher;
 GRANT SELECT, UPDATE ON matches, orders, settlements TO ledger_settler;
 GRANT SELECT, INSERT ON match_transitions TO ledger_settler;
-GRANT EXECUTE ON FUNCTION ledger_post TO ledger_settler;
+GRANT EXECUTE ON FUNCTION ledger_post, ledger_lock TO ledger_settler;
 GRANT SELECT, INSERT, UPDATE ON wallet_balance_projection TO ledger_projector;
+GRANT SELECT, UPDATE ON projection_progress TO ledger_projector;
+GRANT SELECT ON relay_progress TO ledger_projector;
+GRANT SELECT, INSERT, UPDATE ON projection_rebuilds TO ledger_projector;
+GRANT EXECUTE ON FUNCTION projection_rebuild_page TO ledger_projector;

@@ -13,6 +13,22 @@ SELECT status, state, field FROM match_create($1, $2, $3)
 -- name: transition_match
 SELECT status, state, field FROM match_transition($1, $2, $3)
 
+-- name: resettle_match
+SELECT status, state, field, version FROM match_resettle($1, $2, $3, $4)
+
+-- name: advances
+-- What the house has advanced on each bet of a wallet and not got back. A bet that owes has nothing else with the
+-- house: its commission was given back before anything was advanced.
+SELECT l.match_id, l.bet_id, sum(l.amount)::bigint AS owed
+  FROM wallet_ledger l
+  JOIN (SELECT DISTINCT a.bet_id FROM wallet_ledger a
+         WHERE a.shard = $1 AND a.user_id = $2 AND a.contra = 'HOUSE' AND a.type = 'CREDIT') advanced USING (bet_id)
+ WHERE l.shard = $1 AND l.contra = 'HOUSE' AND l.settlement_version IS NOT NULL
+ GROUP BY l.match_id, l.bet_id
+HAVING sum(l.amount) > 0
+ ORDER BY l.bet_id
+ LIMIT $3
+
 -- name: cancel_bet
 SELECT status, bet, cancelled_stake, refund FROM bet_cancel($1, $2, $3, $4)
 
@@ -80,11 +96,14 @@ SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint 
 SELECT state, matched_stake, cancelled_stake FROM orders WHERE bet_id = $1
 
 -- name: head
-SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
+SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms,
+       floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
   FROM wallet_ledger WHERE shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1
 
 -- name: projected
-SELECT balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
+SELECT balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms,
+       (SELECT complete_at_ms FROM projection_progress) AS complete_at_ms,
+       floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms
   FROM wallet_balance_projection WHERE shard = $1 AND user_id = $2
 
 -- name: entries
@@ -98,19 +117,32 @@ SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent
   FROM wallet_ledger WHERE shard = $1 AND user_id = $2 AND seq < $3 ORDER BY seq DESC LIMIT $4
 
 -- name: balance_as_of
--- The newest entry that was written at that moment or before it.
+-- The newest entry that was written at that moment or before it, both in milliseconds rounded as they are shown.
 SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
   FROM wallet_ledger
- WHERE shard = $1 AND user_id = $2 AND created_at < 'epoch'::timestamptz + ($3::bigint + 1) * interval '1 millisecond'
+ WHERE shard = $1 AND user_id = $2 AND created_at < 'epoch'::timestamptz + ($3::bigint * 1000 + 500) * interval '1 microsecond'
  ORDER BY seq DESC LIMIT 1
 
 -- name: unpublished
 SELECT id, event_id::text AS event_id, event_type, partition_key, payload::text AS payload, created_at, traceparent
-  FROM events WHERE NOT published_to_kafka ORDER BY id LIMIT $1
+  FROM events WHERE NOT published_to_kafka AND id <> ALL ($2::bigint[]) ORDER BY id LIMIT $1
 
--- name: mark_published
-UPDATE events SET published_to_kafka = true, published_at = clock_timestamp()
- WHERE id = ANY ($1::bigint[]) AND NOT published_to_kafka
+-- name: newest_unpublished
+SELECT max(id) FROM events WHERE NOT published_to_kafka
+
+-- Marks what is in Kafka, says how far the relay is, and returns a moment for the next reading: now() is taken when
+-- the transaction begins, so whatever was committed before it is seen by every later statement.
+-- name: advance_relay
+WITH marked AS (
+    UPDATE events SET published_to_kafka = true, published_at = clock_timestamp()
+     WHERE id = ANY ($1::bigint[]) AND NOT published_to_kafka)
+UPDATE relay_progress SET complete_at_ms = greatest(complete_at_ms, $2), offsets = coalesce($3::jsonb, offsets),
+       broker_losses = $4
+RETURNING floor(extract(epoch FROM now()) * 1000)::bigint
+
+-- name: relay_progress
+SELECT complete_at_ms, offsets::text AS offsets, broker_losses, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
+  FROM relay_progress
 
 -- name: count_unpublished
 SELECT count(*) FROM (SELECT FROM events WHERE NOT published_to_kafka LIMIT $1) backlog
@@ -127,3 +159,52 @@ SELECT (n.user_id % 100)::smallint, n.user_id, n.balance, n.seq, to_timestamp(n.
    SET balance = excluded.balance, seq = excluded.seq, updated_at = excluded.updated_at
  WHERE p.seq < excluded.seq
 RETURNING user_id
+
+-- name: projections
+SELECT user_id, balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
+  FROM unnest($1::bigint[]) AS u (user_id)
+  JOIN wallet_balance_projection USING (user_id)
+ WHERE shard = (u.user_id % 100)::smallint
+
+-- Says up to when each partition of this projector is applied, in the projection and in the cache; the whole is
+-- complete up to the oldest of them once every partition ($3 of them) was heard of. A crash may take the newest
+-- saying back, which only makes readers careful: the commit is not waited for.
+-- name: report_projected
+UPDATE projection_progress AS p
+   SET projected = p.projected || $1::jsonb,
+       cached = p.cached || $2::jsonb,
+       complete_at_ms = greatest(p.complete_at_ms, (
+           SELECT CASE WHEN count(*) >= $3 THEN min(said.at::bigint) END
+             FROM jsonb_each_text(p.projected || $1::jsonb) AS said (partition, at))),
+       cached_at_ms = greatest(p.cached_at_ms, (
+           SELECT CASE WHEN count(*) >= $3 THEN min(said.at::bigint) END
+             FROM jsonb_each_text(p.cached || $2::jsonb) AS said (partition, at)))
+ WHERE set_config('synchronous_commit', 'off', true) = 'off'
+RETURNING complete_at_ms, cached_at_ms, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms
+
+-- name: begin_rebuild
+INSERT INTO projection_rebuilds AS b (shard, from_zero)
+SELECT shard, $2 FROM unnest($1::smallint[]) AS s (shard)
+    ON CONFLICT (shard) DO UPDATE
+   SET from_zero = $2, after_user = 0, wallets = 0, wrong = 0, started_at = clock_timestamp(), finished_at = NULL
+ WHERE $3 OR NOT EXISTS (SELECT FROM projection_rebuilds u
+                          WHERE u.shard = ANY ($1::smallint[]) AND u.finished_at IS NULL AND u.from_zero = $2)
+
+-- name: rebuilds
+SELECT shard, after_user, wallets, wrong FROM projection_rebuilds
+ WHERE shard = ANY ($1::smallint[]) AND finished_at IS NULL ORDER BY shard
+
+-- name: rebuild_page
+SELECT rebuilt, wrong_rows, last FROM projection_rebuild_page($1, $2)
+
+-- name: event_from
+SELECT id, created_at FROM events WHERE id >= $1 ORDER BY id LIMIT 1
+
+-- name: newest_event
+SELECT coalesce(max(id), 0) FROM events
+
+-- name: published
+SELECT id, event_id::text AS event_id, event_type, partition_key, payload::text AS payload, created_at, traceparent
+  FROM events
+ WHERE id > $1 AND id <= $2 AND published_to_kafka AND created_at >= $3 AND event_type = ANY ($4::text[])
+ ORDER BY id LIMIT $5

@@ -42,6 +42,9 @@ CREATE UNIQUE INDEX wallet_ledger_business_key
     ON wallet_ledger (shard, bet_id, type, contra, settlement_version)
     WHERE settlement_version IS NOT NULL;
 
+-- What the house advanced for wallets that had spent what a correction took back: few rows, and asked for by wallet.
+CREATE INDEX wallet_ledger_advances ON wallet_ledger (shard, user_id) WHERE contra = 'HOUSE' AND type = 'CREDIT';
+
 CREATE FUNCTION refuse_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'wallet_ledger is append-only: % refused', TG_OP USING ERRCODE = 'integrity_constraint_violation';
@@ -97,6 +100,21 @@ CREATE TABLE events (
     CONSTRAINT event_published_check CHECK (published_to_kafka = (published_at IS NOT NULL))
 );
 CREATE INDEX events_unpublished ON events (id) WHERE NOT published_to_kafka;
+-- Marking a row leaves a dead one behind; they are swept up before a poll has to step over many of them.
+ALTER TABLE events SET (
+    autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
+    autovacuum_analyze_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0);
+
+-- How far the relay is with this server's events: all that was committed before complete_at_ms is in Kafka, at
+-- these offsets or before them ({topic: {partition: offset}}).
+CREATE TABLE relay_progress (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    complete_at_ms bigint  NOT NULL DEFAULT 0,
+    offsets        jsonb   NOT NULL DEFAULT '{}',
+    -- How often the broker was found to have lost what it had acknowledged: offsets begin anew then.
+    broker_losses  integer NOT NULL DEFAULT 0
+) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
+INSERT INTO relay_progress DEFAULT VALUES;
 
 -- The home side of a match: its state, its order book, its fills, its settlement.
 CREATE TABLE matches (
@@ -128,10 +146,12 @@ CREATE TABLE match_transitions (
     UNIQUE (match_id, to_state, settlement_version)
 );
 
--- One row per bet that reached the matcher; event_id is the inbox mark of the BetCreated event.
+-- One row per bet that reached the matcher; event_id is the inbox mark of the BetCreated event. Neither orders nor fills
+-- have a foreign key to matches: the matcher, the only one to insert them, holds the lock of the match's row while it
+-- does, and looking the row up again for each of them took a sixth of a batch's time.
 CREATE TABLE orders (
     bet_id            uuid        PRIMARY KEY,
-    match_id          uuid        NOT NULL REFERENCES matches,
+    match_id          uuid        NOT NULL,
     user_id           bigint      NOT NULL,
     outcome           text        NOT NULL,
     side              text        NOT NULL,
@@ -152,6 +172,7 @@ CREATE TABLE orders (
     -- matches.book_version under which the matcher or a cancel last changed this row: what a cached book missed.
     book_version      bigint      NOT NULL DEFAULT 0,
     event_id          uuid        NOT NULL,
+    traceparent       text, -- of the request that placed the bet, where that is traced
     arrived_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (match_id, arrival),
     CONSTRAINT orders_stake CHECK (matched_stake + cancelled_stake <= stake),
@@ -162,7 +183,7 @@ CREATE INDEX orders_open ON orders (match_id, arrival) WHERE state IN ('PENDING'
 CREATE INDEX orders_changed ON orders (match_id, book_version);
 
 CREATE TABLE fills (
-    match_id    uuid        NOT NULL REFERENCES matches,
+    match_id    uuid        NOT NULL,
     fill_no     bigint      NOT NULL,
     outcome     text        NOT NULL,
     back_bet_id uuid        NOT NULL,
@@ -174,7 +195,9 @@ CREATE TABLE fills (
     liability   bigint      NOT NULL CHECK (liability >= 0),
     winnings    bigint      NOT NULL CHECK (winnings BETWEEN 0 AND liability),
     filled_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (match_id, fill_no)
+    PRIMARY KEY (match_id, fill_no),
+    -- Second line of defence: the book already passes over its owner's orders.
+    CONSTRAINT fills_two_wallets CHECK (back_user <> lay_user)
 );
 
 -- Cancels by key; one without an order yet waits for the bet to arrive at the matcher.
@@ -199,11 +222,26 @@ CREATE TABLE settlements (
     result             text,
     state              text        NOT NULL DEFAULT 'RUNNING' CHECK (state IN ('RUNNING', 'DONE')),
     last_arrival       bigint      NOT NULL DEFAULT 0,
+    -- The rate at which this match's winnings are charged: that of its first settlement, whatever is configured later.
+    commission_bps     integer,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at        timestamptz,
     PRIMARY KEY (match_id, settlement_version)
 );
 CREATE INDEX settlements_running ON settlements (match_id) WHERE state = 'RUNNING';
+
+-- Answers to resettles by key. Other than the steps before it, a resettle can be undone by another one, so a request
+-- that is delivered late must find the answer it was given and not correct a second time.
+CREATE TABLE resettles (
+    match_id           uuid        NOT NULL REFERENCES matches,
+    idempotent_key     text        NOT NULL,
+    result             text,
+    corrects           smallint,
+    outcome            text        NOT NULL,
+    settlement_version smallint    NOT NULL,
+    created_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (match_id, idempotent_key)
+);
 
 -- The read model of the wallets this server holds; updated_at is when the entry `seq` was written.
 CREATE TABLE wallet_balance_projection (
@@ -212,7 +250,33 @@ CREATE TABLE wallet_balance_projection (
     balance    bigint      NOT NULL,
     seq        bigint      NOT NULL,
     updated_at timestamptz NOT NULL,
-    PRIMARY KEY (shard, user_id)
+    PRIMARY KEY (shard, user_id),
+    CONSTRAINT projection_shard CHECK (shard = user_id % 100),
+    CONSTRAINT projection_user CHECK (user_id > 0),
+    CONSTRAINT projection_seq CHECK (seq > 0),
+    CONSTRAINT projection_balance CHECK (balance >= 0)
+) WITH (fillfactor = 80);
+
+-- Up to when the read model is complete: every entry committed before complete_at_ms is in the projection, and
+-- no cached balance is older than cached_at_ms. The projectors report by partition ({"topic/partition": ms}).
+CREATE TABLE projection_progress (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    projected      jsonb   NOT NULL DEFAULT '{}',
+    cached         jsonb   NOT NULL DEFAULT '{}',
+    complete_at_ms bigint  NOT NULL DEFAULT 0,
+    cached_at_ms   bigint  NOT NULL DEFAULT 0
+) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
+INSERT INTO projection_progress DEFAULT VALUES;
+
+-- How far a rebuild of the projection is, by shard: a rebuild that was killed goes on from here.
+CREATE TABLE projection_rebuilds (
+    shard       smallint    PRIMARY KEY,
+    from_zero   boolean     NOT NULL,
+    after_user  bigint      NOT NULL DEFAULT 0,
+    wallets     bigint      NOT NULL DEFAULT 0,
+    wrong       bigint      NOT NULL DEFAULT 0,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz
 );
 
 -- Sums over the first `seq` entries of a wallet, so that its statistics cost no more the older it gets. Entries

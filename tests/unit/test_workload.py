@@ -1,5 +1,7 @@
 """The schedule: the same seed gives the same run plan, and its statistics are those it promises."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -116,6 +118,26 @@ def test_each_match_is_created_closed_and_settled_once_in_order(schedule: Schedu
         assert Kind.VOID not in kinds or plan.void
 
 
+def test_some_settled_matches_are_corrected_and_always_to_another_result() -> None:
+    for seed in range(5):
+        plans = draw(seed, 10, 60).matches
+        corrected = [plan for plan in plans if plan.corrections]
+        assert corrected
+        assert not any(plan.void for plan in corrected)
+        for plan in corrected:
+            times = [plan.settles_s] + [at_s for at_s, _ in plan.corrections]
+            results = [plan.result] + [result for _, result in plan.corrections]
+            assert times == sorted(times)
+            assert all(before != after for before, after in itertools.pairwise(results))
+    assert any(len(plan.corrections) == 2 for plan in plans)
+
+
+def test_a_short_run_corrects_a_match_too() -> None:
+    for seed in range(20):
+        plans = draw(seed, 10, 5, slots=2).matches
+        assert any(plan.corrections for plan in plans) or all(plan.void for plan in plans)
+
+
 def test_some_matches_are_void_and_some_of_those_were_never_closed() -> None:
     plans = [plan for seed in range(5) for plan in draw(seed, 10, 60).matches]
     void = [plan for plan in plans if plan.void]
@@ -175,3 +197,20 @@ def test_senseless_rates_and_durations_are_refused(rate: float, duration_s: floa
 
 def test_a_tiny_run_can_be_drawn() -> None:
     assert len(draw(1, 1, 1.0)) > 0
+
+
+def test_a_bulk_is_bets_of_several_wallets_with_keys_of_their_own_and_one_key_twice(schedule: Schedule) -> None:
+    arrival = int(np.flatnonzero(schedule.kind == Kind.BULK)[3])
+    commands = schedule.bulk(arrival)
+    assert [command.op for command in commands] == ["bet"] * workload.BULK_BETS + ["deposit", "withdraw", "bet"]
+    assert commands[-1] == commands[0]
+    assert len({command.key for command in commands}) == len(commands) - 1
+    assert {command.user for command in commands} <= set(range(1, WALLETS + 1))
+    items = workload.msgspec.json.decode(workload.bulk_body(commands))["commands"]
+    assert items[0] == {
+        "op": "bet",
+        "user_id": commands[0].user,
+        "key": commands[0].key,
+    } | workload.msgspec.json.decode(commands[0].body or b"")
+    with pytest.raises(ValueError, match="BET"):
+        schedule.bulk(int(np.flatnonzero(schedule.kind == Kind.BET)[0]))
