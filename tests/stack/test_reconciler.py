@@ -224,7 +224,9 @@ async def test_a_changed_payload_is_found_against_its_entry_and_its_topic(world:
         "SELECT id, event_id, payload FROM events WHERE partition_key = $1 AND event_type = 'EntryPosted' LIMIT 1",
         str(user),
     )
-    change = "UPDATE events SET payload = jsonb_set(payload, '{balance}', to_jsonb((payload->>'balance')::bigint {} 1))"
+    change = (
+        "UPDATE events SET payload = jsonb_set(payload, ARRAY['balance'], to_jsonb((payload->>'balance')::bigint {} 1))"
+    )
     where = " WHERE id = $1"
     async with planted(owner, change.format("+") + where, change.format("-") + where, event["id"]):
         findings = found(await world.run())
