@@ -140,9 +140,12 @@ def clear_way(node: NodeRecord) -> None:
 def launch(node: NodeRecord) -> Identity:
     """Start the node's process and return its identity; NodeDied if its program cannot be run."""
     try:
-        return processes.spawn(node.argv, token=node.token, log=node.log, env=environment(node))
+        who = processes.spawn(node.argv, token=node.token, log=node.log, env=environment(node))
     except OSError as error:
         raise NodeDied(f"{node.name}: cannot run {node.argv[0]}: {error.strerror}") from error
+    if node.kind == "kafka" or (node.kind == "service" and not node.name.startswith("api")):
+        processes.give_way(who.pid)
+    return who
 
 
 def check_ready(node: NodeRecord, redis_password: str, timeout_s: float = READY_TRY_S) -> None:
