@@ -43,7 +43,6 @@ from reference.config import ServiceConfig
 from reference.errors import InvalidCommand, LedgerError, NotAdmitted, NotPosted
 from reference.ledger import reserve_of
 from reference.openapi import document
-from reference.routing import shard_of
 from reference.service import STOP_WITHIN_S, Health, serve, stop_serving
 from reference.store import Store
 from reference.uuid7 import uuid7
@@ -234,12 +233,12 @@ class Api:
         return _answer(user_id, posted)
 
     async def _post(self, posting: Posting) -> Posted:
-        return await self._writers[self._store.server_of(posting.user_id)].post(posting)
+        return await self._store.at_wallet(posting.user_id, lambda server: self._writers[server].post(posting))
 
     async def _cancel(self, scope: Any, proto: Any, user: str, bet: str) -> Answer:
         user_id, key, bet_id = _user(user), _key(scope), _uuid("bet_id", bet)
         await _empty_body(scope, proto)
-        row = await self._store.fetchrow(self._store.server_of(user_id), "bet", shard_of(user_id), user_id, bet_id)
+        row = await self._store.wallet_row(user_id, "bet", bet_id)
         if row is None:
             return _refusal(Outcome.UNKNOWN_BET, replayed=False)
         done = await exchange.cancel_bet(self._store, row["match_id"], bet_id, user_id, key)
@@ -260,7 +259,7 @@ class Api:
 
     async def _view_bet(self, user: str, bet: str) -> Answer:
         user_id, bet_id = _user(user), _uuid("bet_id", bet)
-        row = await self._store.fetchrow(self._store.server_of(user_id), "bet", shard_of(user_id), user_id, bet_id)
+        row = await self._store.wallet_row(user_id, "bet", bet_id)
         if row is None:
             return _problem(404, "no such bet", f"wallet {user_id} has no bet {bet_id}")
         order = await self._store.fetchrow(self._store.home_of(row["match_id"]), "order", bet_id)
@@ -332,9 +331,8 @@ class Api:
             found, source = await self._cache.get(user_id), "redis"
             if found is None or found.seq < min_seq:
                 found, source = await self._projected(user_id) or found, "projection"
-        server = self._store.server_of(user_id)
         if found is None:
-            row = await self._store.fetchrow(server, "head", shard_of(user_id), user_id)
+            row = await self._store.wallet_row(user_id, "head")
             if row is None:
                 return _problem(404, "no such wallet", f"wallet {user_id} has no entry")
             found, source = Balance(user_id, row["balance"], row["seq"], row["updated_at_ms"]), "ledger"
@@ -347,7 +345,7 @@ class Api:
     async def _projected(self, user_id: int) -> Balance | None:
         """Read the projection and fill the cache behind the answer; None if it has no row or is unreachable."""
         try:
-            row = await self._store.fetchrow(self._store.server_of(user_id), "projected", shard_of(user_id), user_id)
+            row = await self._store.wallet_row(user_id, "projected")
         except LedgerError:
             return None
         if row is None:
@@ -363,9 +361,7 @@ class Api:
         query = parse_qs(scope.query_string)
         after_seq = _number(query, "after_seq", 0, MAX_USER_ID, 0)
         limit = _number(query, "limit", 1, ENTRIES_PAGE_MAX, 100)
-        rows = await self._store.fetch(
-            self._store.server_of(user_id), "entries", shard_of(user_id), user_id, after_seq, limit
-        )
+        rows = await self._store.wallet_rows(user_id, "entries", after_seq, limit)
         entries = [
             EntryView(
                 row["seq"],

@@ -5,7 +5,8 @@
     ├── NotAdmitted               definite   refused before anything was sent: 503, x-admitted: 0
     │   ├── QueueFull
     │   ├── DeadlineExceeded
-    │   └── ServerUnavailable     connection refused or never made
+    │   ├── ServerUnavailable     connection refused or never made
+    │   └── ShardNotHere          the wallet's shard is being moved, or is on another server by now
     ├── NotPosted                 definite   the database rolled it back: 503, x-admitted: 0
     ├── settler.PaymentRefused    definite   the ledger refused an entry of a settlement: people have to look
     ├── settler.SettlementTaken   definite   another settler moved the settlement on
@@ -47,6 +48,10 @@ class DeadlineExceeded(NotAdmitted):
 
 class ServerUnavailable(NotAdmitted):
     """No connection to the wallet's server could be made."""
+
+
+class ShardNotHere(NotAdmitted):
+    """The server asked does not hold the wallet's shard now: it is being moved, or was."""
 
 
 class NotPosted(LedgerError):

@@ -36,6 +36,10 @@ OUTBOX_UNPUBLISHED = Gauge(
 )
 EVENTS_PUBLISHED = Counter("events_published_total", "Events acknowledged by Kafka", ["server"], registry=REGISTRY)
 
+SHARD_WAITS = Counter(
+    "shard_waits_total", "Calls that found their shard being moved and waited for it", registry=REGISTRY
+)
+
 LEDGER_ENTRIES = Counter("ledger_entries_total", "Entries posted by this process", registry=REGISTRY)
 CACHE_READS = Counter("cache_reads_total", "Balance reads by where they ended", ["source"], registry=REGISTRY)
 CACHE_ERRORS = Counter("cache_errors_total", "Redis calls that failed", registry=REGISTRY)

@@ -5,13 +5,14 @@ reordered events lose against a higher `seq` and change nothing.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable
 
 from reference.bus import Consumer, Message
 from reference.cache import Balance, Cache
 from reference.commands import TOPIC_OF, EventType
 from reference.config import ServiceConfig
-from reference.routing import shard_of
+from reference.errors import ShardNotHere
 from reference.service import always_ready, run_worker
 from reference.store import Store
 
@@ -46,20 +47,30 @@ class Projector:
 
     def lane_of(self, message: Message) -> int:
         """Return the server whose projection the event belongs to."""
-        return self._store.config.routing[shard_of(int(message.payload["user_id"]))]
+        return self._store.server_of(int(message.payload["user_id"]))
 
     async def handle(self, server: int, messages: list[Message]) -> None:
         """Apply the events of one server: projection first, then the cache."""
         heads = newest(messages)
-        rows = await self._store.fetch(
-            server,
-            "project",
-            list(heads),
-            [head.balance for head in heads.values()],
-            [head.seq for head in heads.values()],
-            [head.updated_at_ms for head in heads.values()],
-        )
-        changed = [heads[row["user_id"]] for row in rows]
+        # Almost always one server: a shard that was moved since the messages came goes to its new one.
+        by_server: dict[int, list[Balance]] = defaultdict(list)
+        for head in heads.values():
+            by_server[self._store.server_of(head.user_id)].append(head)
+        changed: list[Balance] = []
+        for holder, part in by_server.items():
+            try:
+                rows = await self._store.fetch(
+                    holder,
+                    "project",
+                    [head.user_id for head in part],
+                    [head.balance for head in part],
+                    [head.seq for head in part],
+                    [head.updated_at_ms for head in part],
+                )
+            except ShardNotHere:
+                self._store.learn_routes()
+                raise
+            changed += [heads[row["user_id"]] for row in rows]
         if not await self._cache.put(changed):
             for item in changed:
                 if len(self._uncached) < UNCACHED_MAX or item.user_id in self._uncached:

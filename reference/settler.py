@@ -23,9 +23,10 @@ from reference import metrics
 from reference.bus import Consumer, Message, Poison
 from reference.commands import MAX_USER_ID, TOPIC_OF, EventType, Outcome
 from reference.config import ServiceConfig
-from reference.errors import LedgerError
+from reference.errors import LedgerError, ShardNotHere
 from reference.matcher import RESERVE_MAX, order_of
 from reference.orderbook import Order
+from reference.routing import NOT_HERE
 from reference.service import STOP_WITHIN_S, run_worker
 from reference.settlement import Entry, SettlementKind, cancel_entries, entries_of
 from reference.sql import load_sql
@@ -96,6 +97,9 @@ async def pay(store: Store, entries: Sequence[Entry], traces: Mapping[UUID, str]
         async with store.connection(server) as connection, asyncio.timeout(_timeout_s(store)):
             rows = await post_entries(connection, store.sql["post"], CREATED_BY, postings)
         for posting, row in zip(postings, rows, strict=True):
+            if row["status"] == NOT_HERE:
+                store.learn_routes()
+                raise ShardNotHere(f"the shard of wallet {posting.user_id} is not on server {server}")
             if row["status"] not in (Outcome.ACCEPTED, Outcome.REPLAYED):
                 raise PaymentRefused(f"{posting.key}: {row['status']}")
         return sum(row["status"] == Outcome.ACCEPTED for row in rows)

@@ -3,8 +3,8 @@
 
 -- name: functions
 -- Post a batch of commands, all of wallets this server holds, in one transaction. Arrays run in parallel, one
--- element a command. Returns one row a command: its status (ACCEPTED, REPLAYED or a refusal) and, when accepted,
--- the entry's seq and the balance after it. The caller never puts one (user, key) twice into one batch.
+-- element a command. Returns one row a command: its status (ACCEPTED, REPLAYED, a refusal, or NOT_HERE for a wallet
+-- whose shard is being moved or is on another server: nothing happened to it) and, when accepted, the entry's seq and the balance after it. The caller never puts one (user, key) twice into one batch.
 CREATE FUNCTION ledger_post(
     p_created_by  text,
     p_user        bigint[],
@@ -35,9 +35,18 @@ DECLARE
     balances     bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_user)]);
     posted_at    timestamptz;
     slot         integer;
+    shards       integer[];
+    held         integer[];
     accepted     integer := 0;
     refused      integer := 0;
 BEGIN
+    -- A shard that is being moved is locked by its mover, and one that was moved is not here: its commands are not
+    -- decided, not even refused, and their status is NOT_HERE. Neither lock waits, so that no other wallet does. The
+    -- second statement begins under the locks: it sees a move that ended just before.
+    shards := ARRAY(SELECT DISTINCT (u % 100)::integer FROM unnest(p_user) AS u);
+    held := ARRAY(SELECT s FROM unnest(shards) AS s WHERE pg_try_advisory_xact_lock_shared(9, s));
+    held := ARRAY(SELECT r.shard::integer FROM shard_routes r WHERE r.here AND r.shard = ANY (held));
+
     -- Lock the wallets in ascending order, so that no two batches can wait for each other.
     wallets := ARRAY(SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u);
     PERFORM pg_advisory_xact_lock(u) FROM unnest(wallets) AS u;
@@ -65,7 +74,9 @@ BEGIN
     -- Decide one command after the other: a command sees the funds that those before it left.
     FOR i IN 1 .. cardinality(p_user) LOOP
         slot := slots[i];
-        IF known[i] THEN
+        IF cardinality(held) < cardinality(shards) AND NOT (p_user[i] % 100)::integer = ANY (held) THEN
+            statuses[i] := 'NOT_HERE';
+        ELSIF known[i] THEN
             statuses[i] := 'REPLAYED';
         ELSIF p_refusal[i] IS NOT NULL THEN
             statuses[i] := p_refusal[i];
@@ -125,17 +136,18 @@ BEGIN
         INSERT INTO refusals (shard, user_id, idempotent_key, outcome, command, created_at)
         SELECT (c.user_id % 100)::smallint, c.user_id, c.key, c.status, c.command::jsonb, posted_at
           FROM unnest(p_user, p_key, statuses, p_command) AS c (user_id, key, status, command)
-         WHERE c.status NOT IN ('ACCEPTED', 'REPLAYED');
+         WHERE c.status NOT IN ('ACCEPTED', 'REPLAYED', 'NOT_HERE');
     END IF;
     RETURN QUERY SELECT c.no::integer, c.status, c.seq, c.balance
                    FROM unnest(statuses, seqs, balances) WITH ORDINALITY AS c (status, seq, balance, no);
 END $$;
 
--- What was answered under keys that were seen before: the entry and its bet, or the refusal.
+-- What was answered under keys that were seen before: the entry and its bet, or the refusal; NOT_HERE if the wallet
+-- moved away in between.
 CREATE FUNCTION ledger_answers(p_user bigint[], p_key text[])
 RETURNS TABLE (answer_no integer, outcome text, entry_seq bigint, entry_balance bigint, bet uuid, command jsonb)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
-    SELECT c.no::integer, coalesce(r.outcome, 'ACCEPTED'), l.seq, l.balance_snapshot, l.bet_id,
+    SELECT c.no::integer, coalesce(r.outcome, CASE WHEN l.seq IS NULL THEN 'NOT_HERE' ELSE 'ACCEPTED' END), l.seq, l.balance_snapshot, l.bet_id,
            CASE WHEN r.outcome IS NOT NULL THEN r.command
                 WHEN b.bet_id IS NOT NULL THEN jsonb_build_object('op', 'bet', 'match_id', b.match_id,
                     'outcome', b.outcome, 'side', b.side, 'odds', b.odds, 'stake_minor', b.stake)
@@ -149,6 +161,50 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
       LEFT JOIN refusals r
         ON r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id AND r.idempotent_key = c.key
 $$;
+
+-- True, or the error LP001: a read of a wallet whose shard is not here must not look like a wallet without entries.
+-- It stands first in the WHERE of every such read; being STABLE, it is asked once, before a row is looked for.
+CREATE FUNCTION shard_here(p_shard smallint) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM shard_routes r WHERE r.shard = p_shard AND r.here) THEN
+        RAISE EXCEPTION 'shard % is not on this server', p_shard USING ERRCODE = 'LP001';
+    END IF;
+    RETURN true;
+END $$;
+
+-- The same for a batch of wallets.
+CREATE FUNCTION shards_here(p_user bigint[]) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public AS $$
+DECLARE
+    missing bigint;
+BEGIN
+    SELECT u % 100 INTO missing FROM unnest(p_user) AS u
+     WHERE NOT EXISTS (SELECT FROM shard_routes r WHERE r.shard = u % 100 AND r.here) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'shard % is not on this server', missing USING ERRCODE = 'LP001';
+    END IF;
+    RETURN true;
+END $$;
+
+-- Take a shard over whose complete copy waits here for this very epoch. The caller has seen that the old server gave
+-- it up: its row names this server and this epoch, and only the transaction that gave it up wrote that. Whoever sees
+-- it may call, so that a mover killed at that moment keeps no wallet waiting. Returns whether the shard is here now.
+CREATE FUNCTION shard_accept(p_shard smallint, p_epoch bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    r shard_routes;
+BEGIN
+    SELECT * INTO r FROM shard_routes WHERE shard = p_shard FOR UPDATE;
+    IF r.prepared IS DISTINCT FROM p_epoch THEN
+        RETURN r.here AND r.epoch >= p_epoch;
+    END IF;
+    EXECUTE format('ALTER TABLE wallet_ledger ATTACH PARTITION wallet_ledger_%s FOR VALUES IN (%s)', p_shard, p_shard);
+    UPDATE shard_routes SET server_name = (SELECT i.server_name FROM server_identity i), epoch = p_epoch, here = true,
+                            prepared = NULL, changed_at = clock_timestamp()
+     WHERE shard = p_shard;
+    RETURN true;
+END $$;
 
 -- Create a match. Status ACCEPTED, REPLAYED (same terms) or REPLAYED_DIFFERENTLY with the field that differs.
 CREATE FUNCTION match_create(p_match uuid, p_outcomes text[], p_closes_at timestamptz)
@@ -278,6 +334,9 @@ END $$;
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO ledger_auditor;
+GRANT SELECT ON shard_routes TO ledger_api, ledger_relay, ledger_matcher, ledger_settler, ledger_projector;
+GRANT EXECUTE ON FUNCTION shard_here, shards_here TO ledger_api, ledger_settler, ledger_projector, ledger_auditor;
+GRANT EXECUTE ON FUNCTION shard_accept TO ledger_api;
 GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection TO ledger_api;
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, bet_cancel TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;

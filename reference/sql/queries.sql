@@ -1,4 +1,11 @@
--- Queries of the API, relay and projector.
+-- Queries of the API, relay and projector. A read of a wallet begins its WHERE with shard_here: the error LP001 of a
+-- server that does not hold the shard sends the reader to the one that does.
+
+-- name: routes
+SELECT shard, server_name, epoch, here FROM shard_routes
+
+-- name: accept_shard
+SELECT shard_accept($1, $2)
 
 -- name: post
 SELECT command_no, status, entry_seq, entry_balance
@@ -24,23 +31,24 @@ SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint 
  WHERE m.match_id = $1
 
 -- name: bet
-SELECT match_id, outcome, side, odds, stake, reserve FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id = $3
+SELECT match_id, outcome, side, odds, stake, reserve FROM bets
+ WHERE shard_here($1) AND shard = $1 AND user_id = $2 AND bet_id = $3
 
 -- name: order
 SELECT state, matched_stake, cancelled_stake FROM orders WHERE bet_id = $1
 
 -- name: head
 SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
-  FROM wallet_ledger WHERE shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1
+  FROM wallet_ledger WHERE shard_here($1) AND shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1
 
 -- name: projected
 SELECT balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
-  FROM wallet_balance_projection WHERE shard = $1 AND user_id = $2
+  FROM wallet_balance_projection WHERE shard_here($1) AND shard = $1 AND user_id = $2
 
 -- name: entries
 SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
-  FROM wallet_ledger WHERE shard = $1 AND user_id = $2 AND seq > $3 ORDER BY seq LIMIT $4
+  FROM wallet_ledger WHERE shard_here($1) AND shard = $1 AND user_id = $2 AND seq > $3 ORDER BY seq LIMIT $4
 
 -- name: unpublished
 SELECT id, event_id::text AS event_id, event_type, partition_key, payload::text AS payload, created_at, traceparent
@@ -60,6 +68,7 @@ SELECT pg_try_advisory_lock($1, $2)
 INSERT INTO wallet_balance_projection AS p (shard, user_id, balance, seq, updated_at)
 SELECT (n.user_id % 100)::smallint, n.user_id, n.balance, n.seq, to_timestamp(n.updated_at_ms / 1000.0)
   FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (user_id, balance, seq, updated_at_ms)
+ WHERE shards_here($1::bigint[])
  ORDER BY n.user_id
     ON CONFLICT (shard, user_id) DO UPDATE
    SET balance = excluded.balance, seq = excluded.seq, updated_at = excluded.updated_at

@@ -99,7 +99,8 @@ def test_a_command_past_its_deadline_is_refused_while_the_database_hangs() -> No
         server = await asyncio.start_server(hang, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         config = _config(servers=[ServerConfig("pg0", "127.0.0.1", port)], command_deadline_ms=100)
-        writer = Writer(Store(config, "ledger_api"), 0, "API")
+        store = Store(config, "ledger_api")
+        writer = Writer(store, 0, "API")
         writer.start()
         first = asyncio.ensure_future(writer.post(_posting(key="in the batch")))
         await asyncio.sleep(0.05)
@@ -108,6 +109,7 @@ def test_a_command_past_its_deadline_is_refused_while_the_database_hangs() -> No
         with pytest.raises(ServerUnavailable):
             await first
         await writer.stop()
+        await store.close()
         server.close()
 
     asyncio.run(scenario())
