@@ -26,6 +26,7 @@ from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.progress import Progress, print_error
+from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
 
 USAGE_EXIT: Final = 2
@@ -364,6 +365,7 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
 
 
 cli.add_command(sim_command)
+cli.add_command(shards_command)
 
 
 # -- output --------------------------------------------------------------------------------------------

@@ -195,6 +195,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
 DECLARE
     r shard_routes;
 BEGIN
+    -- In this order everywhere: the table before the row.
+    LOCK TABLE wallet_ledger IN SHARE UPDATE EXCLUSIVE MODE;
     SELECT * INTO r FROM shard_routes WHERE shard = p_shard FOR UPDATE;
     IF r.prepared IS DISTINCT FROM p_epoch THEN
         RETURN r.here AND r.epoch >= p_epoch;

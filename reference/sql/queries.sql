@@ -1,5 +1,7 @@
--- Queries of the API, relay and projector. A read of a wallet begins its WHERE with shard_here: the error LP001 of a
--- server that does not hold the shard sends the reader to the one that does.
+-- Queries of the API, relay and projector. A read of a wallet asks shard_here: the error LP001 of a server that does
+-- not hold the shard sends the reader to the one that does. From a plain table that is the first term of WHERE. From
+-- wallet_ledger it must be a row of its own that the rest depends on: where there is no partition to read, nothing
+-- of the WHERE is ever looked at, and a wallet that is elsewhere would look like one without entries.
 
 -- name: routes
 SELECT shard, server_name, epoch, here FROM shard_routes
@@ -38,17 +40,23 @@ SELECT match_id, outcome, side, odds, stake, reserve FROM bets
 SELECT state, matched_stake, cancelled_stake FROM orders WHERE bet_id = $1
 
 -- name: head
-SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
-  FROM wallet_ledger WHERE shard_here($1) AND shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1
+SELECT l.*
+  FROM (SELECT shard_here($1) AS here OFFSET 0) asked
+ CROSS JOIN LATERAL (
+     SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
+       FROM wallet_ledger WHERE asked.here AND shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1) l
 
 -- name: projected
 SELECT balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
   FROM wallet_balance_projection WHERE shard_here($1) AND shard = $1 AND user_id = $2
 
 -- name: entries
-SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
-       (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
-  FROM wallet_ledger WHERE shard_here($1) AND shard = $1 AND user_id = $2 AND seq > $3 ORDER BY seq LIMIT $4
+SELECT l.*
+  FROM (SELECT shard_here($1) AS here OFFSET 0) asked
+ CROSS JOIN LATERAL (
+     SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
+            (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
+       FROM wallet_ledger WHERE asked.here AND shard = $1 AND user_id = $2 AND seq > $3 ORDER BY seq LIMIT $4) l
 
 -- name: unpublished
 SELECT id, event_id::text AS event_id, event_type, partition_key, payload::text AS payload, created_at, traceparent
