@@ -48,6 +48,8 @@ BACKLOG_AGE_MS = 1_000
 """Before the shard is frozen, its events of more than this age must be in Kafka; the relay gets 30 s for it."""
 ACCEPT_WITHIN_S = 60.0
 """A new server that dies at the wrong moment has this long to come back while the command waits."""
+CLOCKS_APART_S = 1.0
+"""A new server whose clock is behind by more is not waited for."""
 RETRY_S = 0.25
 POLL_S = 0.005
 PIPE_CHUNKS = 16
@@ -428,6 +430,7 @@ class _Move:
         done = await target.main.execute(self._sql["prepare"], self._shard, epoch + 1)
         if done != "UPDATE 1":
             raise MoveRefused(f"{target.name} holds shard {self._shard} already, or knows of a later move")
+        await self._wait_for_clock(source, target)
         self._reached(Phase.PREPARED)
         done = await source.main.execute(self._sql["give_up"], self._shard, target.name, epoch)
         if done != "UPDATE 1":
@@ -441,6 +444,14 @@ class _Move:
                 f"{source.name} broke off while it gave shard {self._shard} up ({error}); repeat the command"
             ) from error
         self._reached(Phase.GIVEN_UP)
+
+    async def _wait_for_clock(self, source: _Server, target: _Server) -> None:
+        """Wait until the new server's clock has passed the old one's, so that no wallet's entries go back in time."""
+        query = "SELECT clock_timestamp()"
+        ahead_s = (await source.main.fetchval(query) - await target.main.fetchval(query)).total_seconds()
+        if ahead_s > CLOCKS_APART_S:
+            raise MoveRefused(f"the clock of {source.name} is {ahead_s:.1f} s ahead of that of {target.name}: set it")
+        await asyncio.sleep(max(0.0, ahead_s))
 
     async def _accept(self, target: _Server, epoch: int) -> None:
         """Let the new server take over; if it died just now, wait for it and let it do so then."""

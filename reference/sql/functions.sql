@@ -208,6 +208,49 @@ BEGIN
     RETURN true;
 END $$;
 
+-- The balance after the last entry that was written at a time or before it, by the milliseconds that every view shows.
+-- Within a wallet created_at never falls as seq grows (it is read under the wallet's lock), so the entry is found by
+-- halving: some twenty looks into the primary key of a wallet with a million entries, and no index of its own.
+-- An entry that is being written now may bear an earlier time than its commit. Near the present the wallet's lock is
+-- therefore waited for; what is answered for a time that has passed never changes afterwards.
+CREATE FUNCTION wallet_as_of(p_shard smallint, p_user bigint, p_at_ms bigint)
+RETURNS TABLE (now_ms bigint, first_seq bigint, seq bigint, balance bigint, updated_at_ms bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
+DECLARE
+    low   bigint := 0;
+    high  bigint;
+    half  bigint;
+    at_ms bigint;
+BEGIN
+    PERFORM shard_here(p_shard);
+    IF p_at_ms > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - 60000 THEN
+        PERFORM pg_advisory_xact_lock_shared(p_user);
+        -- The shard may have been given up while this waited.
+        PERFORM shard_here(p_shard);
+    END IF;
+    now_ms := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+    SELECT min(l.seq), max(l.seq) INTO first_seq, high
+      FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id = p_user;
+    seq := 0;
+    balance := 0;
+    WHILE low < coalesce(high, 0) LOOP
+        half := (low + high + 1) / 2;
+        SELECT (extract(epoch FROM l.created_at) * 1000)::bigint INTO at_ms
+          FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id = p_user AND l.seq = half;
+        IF at_ms <= p_at_ms THEN
+            low := half;
+        ELSE
+            high := half - 1;
+        END IF;
+    END LOOP;
+    IF low > 0 THEN
+        SELECT l.seq, l.balance_snapshot, (extract(epoch FROM l.created_at) * 1000)::bigint
+          INTO seq, balance, updated_at_ms
+          FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id = p_user AND l.seq = low;
+    END IF;
+    RETURN NEXT;
+END $$;
+
 -- Create a match. Status ACCEPTED, REPLAYED (same terms) or REPLAYED_DIFFERENTLY with the field that differs.
 CREATE FUNCTION match_create(p_match uuid, p_outcomes text[], p_closes_at timestamptz)
 RETURNS TABLE (status text, state text, field text)
@@ -338,7 +381,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO ledger_auditor;
 GRANT SELECT ON shard_routes TO ledger_api, ledger_relay, ledger_matcher, ledger_settler, ledger_projector;
 GRANT EXECUTE ON FUNCTION shard_here, shards_here TO ledger_api, ledger_settler, ledger_projector, ledger_auditor;
-GRANT EXECUTE ON FUNCTION shard_accept TO ledger_api;
+GRANT EXECUTE ON FUNCTION shard_accept, wallet_as_of TO ledger_api;
 GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wallet_balance_projection TO ledger_api;
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, bet_cancel TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;

@@ -46,6 +46,9 @@ SELECT l.*
      SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
        FROM wallet_ledger WHERE asked.here AND shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1) l
 
+-- name: as_of
+SELECT now_ms, first_seq, seq, balance, updated_at_ms FROM wallet_as_of($1, $2, $3)
+
 -- name: projected
 SELECT balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
   FROM wallet_balance_projection WHERE shard_here($1) AND shard = $1 AND user_id = $2
