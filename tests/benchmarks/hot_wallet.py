@@ -15,8 +15,10 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -104,20 +106,22 @@ def p99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]
 
 
-def measure(config: Path, args: argparse.Namespace) -> None:
+def measure(config: Path, args: argparse.Namespace, files: ExitStack) -> None:
     """Run both processes and print medians over the rounds, and the ratio within each round."""
     start = time.time() + WARM_S + 1.5
     options = [str(start), str(args.rounds), str(args.seconds), str(args.rate), str(args.in_flight)]
     command = [sys.executable, __file__, "--child", *options]
     environment = os.environ | {"LEDGERPROOF_CONFIG": str(config)}
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(PROCESSES)]
+    # Into files: a pipe that nobody empties would hold a child up.
+    printed = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(PROCESSES)]  # noqa: SIM115
+    children = [subprocess.Popen(command, stdout=file, env=environment) for file in printed]
     turns: dict[int, list[float]] = {}
     failed, accepted = 0, 0
-    for process in children:
-        printed, _ = process.communicate()
-        if process.returncode:
+    for process, file in zip(children, printed, strict=True):
+        if process.wait():
             raise SystemExit(f"a child ended with {process.returncode}")
-        for line in printed.splitlines():
+        file.seek(0)
+        for line in file:
             turn = json.loads(line)
             turns.setdefault(turn["turn"], []).extend(turn["latencies"])
             failed += turn["failed"]
@@ -146,7 +150,8 @@ def main() -> None:
     args = parser.parse_args()
     with Stack.start(StackSpec(servers=1, apis=1)) as stack:
         print(described(machine()) + f"  {PROCESSES} writers, {args.rounds} rounds of 2 × {args.seconds:g} s")
-        measure(stack.config_path, args)
+        with ExitStack() as files:
+            measure(stack.config_path, args, files)
 
 
 if __name__ == "__main__":
