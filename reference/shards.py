@@ -312,9 +312,11 @@ class _Move:
     async def _copy_and_freeze(self, source: _Server, target: _Server, epoch: int) -> Moved:
         await target.main.execute(self._text("stage"))
         self._reached(Phase.STAGED)
-        for name, (table, _) in MOVED.items():
-            query = self._text(f"all_{name}", table)
-            await self._pipe(source.main, query, target.main, self._place(table), self._columns[table])
+        # All tables as of one moment: what comes later is told apart by the newest seq that was copied.
+        async with source.main.transaction(isolation="repeatable_read"):
+            for name, (table, _) in MOVED.items():
+                query = self._text(f"all_{name}", table)
+                await self._pipe(source.main, query, target.main, self._place(table), self._columns[table])
         self._reached(Phase.COPIED)
         await self._catch_up(source, target)
         self._reached(Phase.VERIFIED)
