@@ -130,10 +130,11 @@ def clear_way(node: NodeRecord) -> None:
     """End what is left of the node's last tree and wait for its port; PortTaken if somebody else got that."""
     kill(node)
     deadline = time.monotonic() + PORT_FREE_TIMEOUT_S
-    while not ports.is_free(node.port):
-        if time.monotonic() > deadline:
-            raise PortTaken(f"port {node.port} of {node.name} is in use by {ports.holder(node.port)}: free it")
-        time.sleep(READY_POLL_S)
+    for port in (node.port, node.grpc_port):
+        while port is not None and not ports.is_free(port):
+            if time.monotonic() > deadline:
+                raise PortTaken(f"port {port} of {node.name} is in use by {ports.holder(port)}: free it")
+            time.sleep(READY_POLL_S)
 
 
 def launch(node: NodeRecord) -> Identity:

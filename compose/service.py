@@ -35,6 +35,7 @@ def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str)
         "redis_host": wire.HOST,
         "redis_port": ports["redis"],
         "redis_password": redis_password,
+        "token_key": secrets.token_hex(32),
         "default_partitions": spec.partitions,
     }
     try:
@@ -58,8 +59,13 @@ def environment(config_path: Path) -> dict[str, str]:
 
 def command(node: NodeRecord) -> list[str]:
     """Return the command to start one process of the service."""
-    role = node.name.rstrip("0123456789")
-    return [sys.executable, "-m", "reference", role, "--name", node.name, "--port", str(node.port)]
+    program = [sys.executable, "-m", "reference", role_of(node.name), "--name", node.name, "--port", str(node.port)]
+    return program if node.grpc_port is None else [*program, "--grpc-port", str(node.grpc_port)]
+
+
+def role_of(name: str) -> str:
+    """Return what a process of the service does, by its node's name."""
+    return name.rstrip("0123456789")
 
 
 def install(superuser: str, password_file: Path, errand: Errand) -> None:

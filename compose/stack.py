@@ -34,11 +34,13 @@ from compose.errors import (
     SpecError,
     StackClosing,
     StackError,
+    UnknownNode,
 )
 from compose.lease import LEASE_MAX_S
 from compose.nodes import NodeStatus
 from compose.processes import Errand
 from compose.state import NodeRecord, StackSpec, StackState
+from reference.auth import Scope, issue
 from reference.config import ServiceConfig
 
 __all__ = ["DEFAULT_ROOT", "DownReport", "Stack", "StackSpec", "down_all", "find_stacks", "sweep"]
@@ -48,6 +50,7 @@ START_TIMEOUT_S = 120.0
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 LEASE_S = 60.0
+TOKEN_TTL_S = 86_400
 LOGS_OF_FAILED_MAX = 5
 
 
@@ -153,6 +156,17 @@ class Stack:
     def port(self, node: str) -> int:
         """Return the port of a node."""
         return nodes.named(self.state, node).port
+
+    def grpc_port(self, node: str) -> int:
+        """Return the gRPC port of an API process; UnknownNode if the node has none."""
+        port = nodes.named(self.state, node).grpc_port
+        if port is None:
+            raise UnknownNode(f"{node} has no gRPC port: only API processes have one")
+        return port
+
+    def token(self, *scopes: Scope, user_id: int | None = None, ttl_s: int = TOKEN_TTL_S) -> str:
+        """Return a bearer token for the stack's API; without a scope it may do everything."""
+        return issue(self.config, scopes or (Scope.SERVICE, Scope.ADMIN), user_id=user_id, ttl_s=ttl_s)
 
     def nodes_of(self, prefix: str) -> list[str]:
         """Return the names of the nodes of one sort, as pg0, pg1 for `pg`."""
@@ -291,13 +305,16 @@ class Stack:
         if me is None:
             raise StackError("cannot find this process in the process table: is /proc mounted?")
         wanted = spec.nodes()
-        # Kafka's controller listens on the last port.
-        got = ports.reserve(self.folder, len(wanted) + 1, spec.base_port, me, keep=spec.keep)
+        # The APIs' second ports follow those of all nodes; Kafka's controller listens on the last port.
+        apis = [name for name, _ in wanted if service.role_of(name) == "api"]
+        got = ports.reserve(self.folder, len(wanted) + len(apis) + 1, spec.base_port, me, keep=spec.keep)
         try:
             records = [
                 NodeRecord(name=name, kind=kind, port=port, folder=str(self.folder / name))
                 for (name, kind), port in zip(wanted, got, strict=False)
             ]
+            for name, port in zip(apis, got[len(wanted) : -1], strict=True):
+                next(record for record in records if record.name == name).grpc_port = port
             fresh = StackState(
                 name=self.name,
                 machine=processes.this_machine(),

@@ -40,6 +40,7 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     matchers: int = 1
     settlers: int = 1
     projectors: int = 1
+    reconcilers: int = 1
     base_port: int | None = None
     """First of the consecutive ports; None: any free run of ports."""
     partitions: int = 8
@@ -57,7 +58,7 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise SpecError(f"servers must be 1 to {SHARDS}, not {self.servers}")
         if not 1 <= self.partitions <= 1000:
             raise SpecError(f"partitions must be 1 to 1000, not {self.partitions}")
-        for role in ("apis", "relays", "matchers", "settlers", "projectors"):
+        for role in ("apis", "relays", "matchers", "settlers", "projectors", "reconcilers"):
             if not 0 <= getattr(self, role) <= 50:
                 raise SpecError(f"{role} must be 0 to 50, not {getattr(self, role)}")
         if self.base_port is not None and not 1024 <= self.base_port <= 65_000:
@@ -74,6 +75,7 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 ("matcher", self.matchers),
                 ("settler", self.settlers),
                 ("projector", self.projectors),
+                ("reconciler", self.reconcilers),
             ):
                 found += [(f"{role}{index}", "service") for index in range(count)]
         return found
@@ -90,6 +92,8 @@ class NodeRecord(msgspec.Struct):
     env: dict[str, str] = {}
     """What is added to the environment of the controller."""
     process: Identity | None = None
+    grpc_port: int | None = None
+    """The second port of an API process."""
 
     @property
     def token(self) -> Path:

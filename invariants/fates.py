@@ -5,8 +5,9 @@ or misused with another body, and must still have one effect at most. A key is (
 
 - `ledger`: deposit, withdraw, bet. The effect is the entry with that user and key.
 - `cancel`: the effect is the accepted row of `cancels` with that user and key.
-- `match`: create, close, settle, void. These are compare-and-set on the match, so its key is the match and
-  the operation, and the effect is that the match has (at some time) reached that state.
+- `match`: create, close, settle, void, resettle. These are compare-and-set on the match, so its key is the match
+  and the operation, and the effect is that the match has (at some time) reached that state. The key of a resettle
+  has the result too: a match can be settled again with several, and the effect is a settlement with this one.
 - `read`: no effect, no fate.
 """
 
@@ -21,7 +22,8 @@ from reference.routing import SHARDS
 
 LEDGER_OPS: Final = ("deposit", "withdraw", "bet")
 CANCEL_OPS: Final = ("cancel",)
-MATCH_OPS: Final = ("create_match", "close_match", "settle_match", "void_match")
+RESETTLE: Final = "resettle_match"
+MATCH_OPS: Final = ("create_match", "close_match", "settle_match", "void_match", RESETTLE)
 READ_OPS: Final = ("balance", "entries")
 STATE_REACHED: Final = {
     "create_match": ("OPEN",),
@@ -85,7 +87,12 @@ def described(attempts: pl.DataFrame) -> pl.DataFrame:
     )
     is_match = pl.col("family") == "match"
     return attempts.with_columns(family.alias("family")).with_columns(
-        pl.when(is_match).then(op + ":" + pl.col("match_id")).otherwise(pl.col("key")).alias("key"),
+        pl.when(is_match & (op == RESETTLE))
+        .then(_resettle_key("selection"))
+        .when(is_match)
+        .then(op + ":" + pl.col("match_id"))
+        .otherwise(pl.col("key"))
+        .alias("key"),
         pl.when(is_match).then(None).otherwise(pl.col("user")).alias("user"),
         (op + "|" + pl.coalesce("payload_hash", fields)).alias("body"),
         (
@@ -197,7 +204,10 @@ def resolve(
 
 
 def states_reached(snapshot: Snapshot) -> pl.DataFrame:
-    """Return the effects of match commands as keys: family, user (null), key. Raises MissingEvidence."""
+    """Return the effects of match commands as keys: family, user (null), key. Raises MissingEvidence.
+
+    A result that a match had from the first counts for a resettle: asking for it again is a replay.
+    """
     entered = snapshot.table("transitions").select("match_id", "to_state")
     known = snapshot.table("matches").select("match_id", pl.lit("OPEN").alias("to_state"))
     rows = pl.concat([entered, known])
@@ -209,7 +219,27 @@ def states_reached(snapshot: Snapshot) -> pl.DataFrame:
         )
         for op, states in STATE_REACHED.items()
     ]
-    return pl.concat(effects).unique()
+    settled = snapshot.table("settlements").select(
+        pl.lit("match").alias("family"),
+        pl.lit(None, dtype=pl.Int64).alias("user"),
+        _resettle_key("result").alias("key"),
+    )
+    return pl.concat([*effects, settled]).unique()
+
+
+def first_results(snapshot: Snapshot) -> pl.DataFrame:
+    """Return the keys (family, key) of resettles to the result that a match has only by its first settlement.
+
+    No resettle made them true, whatever the answer to one was. Raises MissingEvidence.
+    """
+    rows = snapshot.table("settlements").select("settlement_version", _resettle_key("result").alias("key"))
+    versions = rows.group_by("key").agg(pl.col("settlement_version").max())
+    return versions.filter(pl.col("settlement_version") == 1).select(pl.lit("match").alias("family"), "key")
+
+
+def _resettle_key(result: str) -> pl.Expr:
+    """Return the key of a resettle of `match_id` to the result in a column, null for void."""
+    return pl.lit(f"{RESETTLE}:") + pl.col("match_id") + ":" + pl.col(result).fill_null("VOID")
 
 
 def choose_retries(resolution: pl.DataFrame, seed: int) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import polars as pl
 from invariants import fates, history, timeline
 from invariants.history import FINAL_RETRY, LoadReport
 from invariants.snapshot import MissingEvidence, Snapshot
+from reference.commands import BALANCE_TOPIC, TOPIC_OF
 from reference.routing import SHARDS, shard_of_match
 
 CONFIG_FILE: Final = "config.json"
@@ -167,9 +168,14 @@ class Run:
 
     @cached_property
     def events(self) -> pl.DataFrame:
-        """Kafka records of the service's topics, without the dead letters, by topic, partition and offset."""
-        records = self.table("kafka").filter(pl.col("topic") != "events.dlq")
+        """Kafka records of the outbox's events, by topic, partition and offset."""
+        records = self.table("kafka").filter(pl.col("topic").is_in(sorted(set(TOPIC_OF.values()))))
         return records.sort("topic", "partition", "offset")
+
+    @cached_property
+    def balance_updates(self) -> pl.DataFrame:
+        """Kafka records of the projector's stream of balances."""
+        return self.table("kafka").filter(pl.col("topic") == BALANCE_TOPIC)
 
     @cached_property
     def dead_letters(self) -> pl.DataFrame:

@@ -160,6 +160,16 @@ def _settle_raced_void(run: Run) -> int:
     return both["match_id"].n_unique()
 
 
+def _corrected(run: Run) -> int:
+    """Count settlements that corrected an earlier one of their match."""
+    return run.table("settlements").filter(pl.col("settlement_version") > 1).height
+
+
+def _advanced(run: Run) -> int:
+    """Count corrections that took back more than the wallet still had, so that the house advanced the rest."""
+    return run.system_entries.filter((pl.col("type") == "CREDIT") & (pl.col("contra") == "HOUSE")).height
+
+
 def _late_bets(run: Run) -> int:
     """Count bets that were accepted and reached the matcher after their match had closed."""
     return run.table("orders").filter(pl.col("cancel_reason") == "LATE").height
@@ -201,6 +211,8 @@ COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
     "a stale read was flagged": _stale_flagged,
     "funds refused under contention": _refused_under_contention,
     "settle and void raced": _settle_raced_void,
+    "a settled match was settled again": _corrected,
+    "a wallet had spent what a correction took back": _advanced,
     "a bet arrived while its match closed": _late_bets,
     "backlog over 10000 then drained": _backlog_drained,
     "two faults overlapped": _faults_overlapped,

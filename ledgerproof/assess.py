@@ -49,6 +49,18 @@ class GeneratorFacts(msgspec.Struct):
     """CPU seconds of the harness during the load: generator, probe, sampler and recorder."""
 
 
+class ReconciliationFacts(msgspec.Struct):
+    """What the service's own reconciler said: a second voice that shares no code with the checks."""
+
+    passes: int = 0
+    """Passes of the whole run, on all servers, the full one after the drain among them."""
+    findings: dict[str, int] = {}
+    """Stored findings of all passes, by code."""
+    examples: list[str] = []
+    problems: list[str] = []
+    """Why the full pass after the drain did not see everything."""
+
+
 class HarnessFacts(msgspec.Struct):
     """What the harness knows and no table of the run folder says."""
 
@@ -77,6 +89,8 @@ class HarnessFacts(msgspec.Struct):
     sizes: dict[str, int] = {}
     timings: dict[str, float] = {}
     residue: list[str] = []
+    reconciliation: ReconciliationFacts | None = None
+    """None: the reconciler was not asked, because the run ended before."""
 
 
 @dataclass
@@ -186,6 +200,8 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         if problem := saturation(measured, facts):
             parts.append(Verdict.INVALID)
             reasons.append(problem)
+    if facts.reconciliation is not None:
+        _add_reconciliation(facts.reconciliation, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
     table = _service_levels(measured, judgement, run, facts) if measured and Verdict.ABORTED not in parts else []
     missed = [row["metric"] for row in table if row["met"] is False]
@@ -227,6 +243,7 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "sla": table,
         "operations": sla.operations(measured.attempts) if measured else [],
         "generator": msgspec.to_builtins(facts.generator),
+        "reconciliation": msgspec.to_builtins(facts.reconciliation),
         "sizes": facts.sizes,
         "timings": {name: round(value, 2) for name, value in facts.timings.items()},
         "residue": facts.residue,
@@ -249,6 +266,21 @@ def _add_judgement(judgement: Judgement, facts: HarnessFacts, parts: list[Verdic
     if any(judgement.anomalies.values()) or judgement.unchecked:
         parts.append(Verdict.INVALID)
         reasons.extend(f"{reason} (the service was not at rest)" for reason in judgement.reasons)
+
+
+def _add_reconciliation(
+    said: ReconciliationFacts, judgement: Judgement | None, parts: list[Verdict], reasons: list[str]
+) -> None:
+    """Add what the reconciler says. What it alone finds is a fault of it or of the checks, and as red."""
+    if said.findings:
+        parts.append(Verdict.INVARIANT_VIOLATED)
+        agrees = judgement is not None and Verdict.INVARIANT_VIOLATED in judgement.parts
+        codes = ", ".join(f"{code} {count} times" for code, count in sorted(said.findings.items()))
+        reasons.append(f"the reconciler found {codes}" + ("" if agrees else ", and no check agrees with it"))
+        reasons.extend(f"reconciler: {example}" for example in said.examples)
+    if said.problems:
+        parts.append(Verdict.INVALID)
+        reasons.append(f"the reconciler could not see everything: {'; '.join(said.problems)}")
 
 
 def _service_levels(

@@ -24,10 +24,15 @@ from compose.nodes import NodeStatus
 from compose.stack import DEFAULT_ROOT, DownReport, Stack, down_all, find_stacks
 from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
+from ledgerproof.bench.command import bench_command
+from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
+from reference.auth import Scope
+from reference.commands import MAX_USER_ID
 
 USAGE_EXIT: Final = 2
 INVALID_EXIT: Final = 30
@@ -37,6 +42,7 @@ COLOURS: Final = {"PASS": "green", "SLA_MISSED": "yellow"}
 MAX_RATE: Final = 100_000.0
 MAX_DURATION_S: Final = 86_400.0
 MAX_SERVERS: Final = 16
+TOKEN_TTL_MAX_S: Final = 30 * 86_400
 REPORT_FILE: Final = "report.html"
 DEFAULTS: Final = Options(seed=0)
 
@@ -222,14 +228,54 @@ def up_command(*, servers: int, apis: int, name: str | None, base_port: int | No
     addresses = {node.name: f"127.0.0.1:{node.port}" for node in stack.state.nodes}
     api = f"http://{addresses['api0']}"
     example = (
-        f"curl -X POST {api}/v1/wallets/7/deposits -H 'Idempotency-Key: first' "
-        "-H 'Content-Type: application/json' -d '{\"amount_minor\": 10000}'"
+        f"curl -X POST {api}/v1/wallets/7/deposits "
+        f'-H "Authorization: Bearer $(ledgerproof token --stack {stack.name})" '
+        "-H 'Idempotency-Key: first' -H 'Content-Type: application/json' -d '{\"amount_minor\": 10000}'"
     )
     if as_json:
         _print_json({"name": stack.name, "folder": str(stack.folder), "addresses": addresses, "example": example})
         return 0
     _print_table("", ["node", "address"], [[name, address] for name, address in addresses.items()])
     click.echo(f"\nInterface: {api}/openapi.json\nTry:       {example}\nEnd it:    ledgerproof down")
+    return 0
+
+
+@cli.command("token", epilog=EXIT_CODES)
+@click.option("--user", type=click.IntRange(1, MAX_USER_ID), default=None, help="The wallet of the scope wallet.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice([scope.value for scope in Scope]),
+    multiple=True,
+    help="What the token allows; wallet with --user, otherwise service and admin, if left out.",
+)
+@click.option(
+    "--ttl",
+    "ttl_s",
+    type=click.IntRange(1, TOKEN_TTL_MAX_S),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it is valid.",
+)
+@click.option("--stack", "name", default=None, help="Name of the stack; needed where several run.")
+@_json_flag
+def token_command(*, user: int | None, scopes: tuple[str, ...], ttl_s: int, name: str | None, as_json: bool) -> int:
+    """Print a bearer token for the API of a running stack."""
+    asked = [Scope(scope) for scope in scopes] or ([Scope.WALLET] if user else [Scope.SERVICE, Scope.ADMIN])
+    if (Scope.WALLET in asked) != (user is not None):
+        raise click.UsageError("the scope wallet needs --user, and only that scope does")
+    names = [state.name for state in find_stacks(DEFAULT_ROOT)]
+    if name is None and len(names) > 1:
+        raise click.UsageError(f"several stacks run here ({', '.join(sorted(names))}): choose one with --stack")
+    if name is None and not names:
+        raise StackNotFound("no stack runs in this folder: start one with `ledgerproof up`")
+    stack = Stack.attach(stacks_folder(DEFAULT_ROOT) / (name or names[0]))
+    token = stack.token(*asked, user_id=user, ttl_s=ttl_s)
+    if as_json:
+        _print_json({"token": token, "scopes": asked, "user_id": user, "ttl_s": ttl_s, "stack": stack.name})
+    else:
+        click.echo(token)
     return 0
 
 
@@ -366,6 +412,12 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
 
 cli.add_command(sim_command)
 cli.add_command(shards_command)
+cli.add_command(reconcile_group)
+cli.add_command(payouts_group)
+cli.add_command(bench_command)
+cli.add_command(dlq_group)
+cli.add_command(projection_group)
+cli.add_command(events_group)
 
 
 # -- output --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import msgspec
 from invariants.history import Recorder
 from ledgerproof import workload
 from ledgerproof.wire import Lost, NotSent, Reply, Wire, get, post
-from ledgerproof.workload import Command, Kind, Schedule
+from ledgerproof.workload import Command, Kind, MatchPlan, Schedule
 from reference.commands import Side
 
 REQUEST_TIMEOUT_S = 3.0
@@ -54,6 +54,7 @@ class Answer(msgspec.Struct):
     stale: bool | None = None
     state: str | None = None
     settled: bool | None = None
+    settlement_version: int | None = None
     title: str | None = None
 
 
@@ -106,12 +107,15 @@ class Player:
         recorder: Recorder,
         clock: Callable[[], float],
         origin_unix_s: float,
+        *,
+        token: str = "",
     ) -> None:
         self.schedule = schedule
         self.wires = wires
         self.recorder = recorder
         self.clock = clock
         self.origin_unix_s = origin_unix_s
+        self._token = token
         self._in_flight = [0] * len(wires)
         self.sent = 0
         self.dropped = 0
@@ -182,7 +186,7 @@ class Player:
         self.sent += 1
         try:
             body, key = command.body, command.key or ""
-            request = get(command.path) if body is None else post(command.path, key, body)
+            request = get(command.path, self._token) if body is None else post(command.path, key, body, self._token)
             result = _result_of(await self.wires[api].exchange(request, timeout_s))
         except NotSent as error:
             result = Result("fail", None, _NO_ANSWER, str(error))
@@ -433,7 +437,7 @@ class Player:
         path = f"/v1/matches/{self.schedule.matches[match].match_id}"
         for wire in self.wires:
             try:
-                reply = await wire.exchange(get(path))
+                reply = await wire.exchange(get(path, self._token))
             except (NotSent, Lost):
                 continue
             if reply.status == 200:
@@ -443,7 +447,7 @@ class Player:
         return None
 
     async def finish_matches(self, deadline_s: float) -> list[str]:
-        """Close and settle (or void) every match that is left; return the ids of those still unpaid then.
+        """Close, settle (or void) and correct every match that is left; return the ids of those still unpaid then.
 
         `deadline_s` is on the run's clock.
         """
@@ -471,6 +475,8 @@ class Player:
                 step = Kind.CLOSE if plan.closes_first else Kind.VOID
             elif answer.state == "CLOSED":
                 step = Kind.VOID if plan.void else Kind.SETTLE
+            elif answer.settled and not plan.void:
+                step = _correction_due(plan, answer.settlement_version)
             if step is not None:
                 await self._step(step, match, match % len(self.wires), self.clock(), f"-end{tries}")
                 return False
@@ -531,6 +537,12 @@ class Player:
                     group.create_task(worker())
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
+
+
+def _correction_due(plan: MatchPlan, version: int | None) -> Kind | None:
+    """Return the correction that follows a finished settlement version by plan, or None after the last."""
+    due = range(len(plan.corrections))
+    return workload.RESETTLES[version - 1] if version is not None and version - 1 in due else None
 
 
 class NotSeeded(Exception):

@@ -552,7 +552,7 @@ def read_cache(config: ServiceConfig) -> pl.DataFrame:
             page = keys[start : start + REDIS_PAGE]
             for key, value in zip(page, client.mget(page), strict=True):
                 if value is not None:
-                    seq, balance, _ = str(value).split(" ")
+                    seq, balance, *_ = str(value).split(" ")
                     rows.append((int(key.removeprefix(KEY_PREFIX)), int(balance), int(seq)))
     except (RedisError, OSError) as error:
         raise NotCollected(f"the cache could not be read: {error}") from error

@@ -38,7 +38,7 @@ from invariants.run import CONFIG_FILE, FIRST_SNAPSHOT, SECOND_SNAPSHOT, load_ru
 from invariants.timeline import Series, Timeline
 from invariants.verdict import Verdict
 from ledgerproof import __version__, assess, sla
-from ledgerproof.assess import GeneratorFacts, HarnessFacts
+from ledgerproof.assess import GeneratorFacts, HarnessFacts, ReconciliationFacts
 from ledgerproof.client import REQUEST_TIMEOUT_S, NotSeeded, Player, monotonic_clock
 from ledgerproof.collect import NotCollected, NotDrained, drain, snapshot
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
@@ -49,7 +49,10 @@ from ledgerproof.sampler import Sampler
 from ledgerproof.shard_move import ShardMove, plan_move
 from ledgerproof.wire import Wire
 from ledgerproof.workload import Schedule, draw
+from reference import operations
 from reference.config import ServiceConfig
+from reference.errors import LedgerError
+from reference.reconciliation import Kind, Pass
 from reports.render import render
 
 HARNESS_LOG: Final = "harness.log"
@@ -62,6 +65,11 @@ HEAL_TIMEOUT_S: Final = 60.0
 LEAD_S: Final = 0.5
 """The load begins this much after everything is ready to measure it."""
 SHOW_EVERY_S: Final = 0.5
+RECONCILE_EVERY_S: Final = 15.0
+"""A run is short: the reconciler passes over what is new more often, so that it does so during the faults too."""
+PASSES_READ_MAX: Final = 2_000
+FINDINGS_READ_MAX: Final = 2_000
+EXAMPLES_MAX: Final = 5
 PROBE_EVERY_S: Final = 0.15
 MIN_FREE_BYTES: Final = 500_000_000
 """Free space on the disk of the run folder; a default run writes about 100 MB there."""
@@ -75,6 +83,7 @@ OPERATIONS: Final = (
     "create_match",
     "close_match",
     "settle_match",
+    "resettle_match",
 )
 """Operations that must succeed at least once for a run to prove anything."""
 
@@ -218,7 +227,13 @@ def _open_recording(folder: Path, options: Options, schedule: Schedule) -> Recor
 
 def _start_stack(options: Options, recording: Recording, progress: Progress) -> Stack:
     """Start the stack; whatever prevents it ends the run before it began."""
-    spec = StackSpec(servers=options.servers, apis=options.apis, base_port=options.base_port, keep=options.keep)
+    spec = StackSpec(
+        servers=options.servers,
+        apis=options.apis,
+        base_port=options.base_port,
+        keep=options.keep,
+        settings={"reconcile_every_s": RECONCILE_EVERY_S},
+    )
     title = f"Starting {options.servers} Postgres servers, Kafka, Redis and the service"
     try:
         with timed(recording.facts, "stack_s"), progress.step(title) as step:
@@ -270,7 +285,7 @@ def _write_config(job: Job) -> None:
     """Write config.json: the workload's and the service's settings, without any password."""
     recording = job.recording
     service = msgspec.to_builtins(job.config)
-    for secret in ("passwords", "redis_password"):
+    for secret in ("passwords", "redis_password", "token_key"):
         service.pop(secret)
     recording.facts.config = {
         **recording.facts.config,
@@ -302,7 +317,9 @@ async def _load_and_collect(job: Job) -> None:
     """Seed, load, and bring everything the service holds home."""
     recording, stack = job.recording, job.stack
     wires = [Wire("127.0.0.1", stack.port(name), timeout_s=REQUEST_TIMEOUT_S) for name in stack.nodes_of("api")]
-    player = Player(job.schedule, wires, recording.recorder, recording.clock, recording.origin_unix)
+    player = Player(
+        job.schedule, wires, recording.recorder, recording.clock, recording.origin_unix, token=stack.token()
+    )
     sampler = _sampler(job, player)
     try:
         recording.timeline.phase("seed")
@@ -331,7 +348,7 @@ async def _load_and_collect(job: Job) -> None:
 def _sampler(job: Job, player: Player) -> Sampler:
     """Return a sampler of every process of the service, not started yet."""
     stack = job.stack
-    sorts = ("api", "relay", "matcher", "settler", "projector")
+    sorts = ("api", "relay", "matcher", "settler", "projector", "reconciler")
     ports = {node: stack.port(node) for sort in sorts for node in stack.nodes_of(sort)}
     sampler = Sampler(job.recording.series, job.recording.clock, ports, stack.status)
     sampler.watch("generator_lag_ms", lambda: player.last_lag_s * 1000)
@@ -470,8 +487,38 @@ async def _collect(job: Job, player: Player) -> None:
         second.mkdir()
         sizes = await snapshot(config, second, step.show, first)
         step.detail = f"{sizes['ledger']} ledger rows"
+    with timed(facts, "reconcile_s"), progress.step("Asking the reconciler") as step:
+        facts.reconciliation = await _reconciled(config, step, at_rest=facts.drained)
     facts.sizes = {f"{table}_rows": rows for table, rows in sizes.items()}
     facts.sizes["history_rows"] = recording.recorder.appended_rows
+
+
+async def _reconciled(config: ServiceConfig, step: Step, *, at_rest: bool) -> ReconciliationFacts:
+    """Run a full pass of the service's own reconciler and return what it and all earlier passes found.
+
+    Of a service that does not come to rest only the earlier passes are asked: they may say why, for findings pause
+    payouts.
+    """
+    said = ReconciliationFacts()
+    try:
+        report = await Pass(config, Kind.FULL, "prove", show=step.show).run() if at_rest else None
+        if report is not None:
+            said.problems += report.problems
+        for index, server in enumerate(config.servers):
+            said.passes += len(await operations.runs_of(config, index, PASSES_READ_MAX))
+            for row in await operations.findings_of(config, index, None, FINDINGS_READ_MAX):
+                said.findings[row["code"]] = said.findings.get(row["code"], 0) + 1
+                if len(said.examples) < EXAMPLES_MAX:
+                    where = (
+                        f"wallet {row['user_id']}, seq {row['seq']}, match {row['match_id']}, event {row['event_id']}"
+                    )
+                    said.examples.append(
+                        f"{row['code']} on {server.name}: {where}: expected {row['expected']}, found {row['found']}"
+                    )
+    except LedgerError as error:
+        said.problems.append(str(error))
+    step.detail = f"{sum(said.findings.values())} findings in {said.passes} passes"
+    return said
 
 
 async def _drained(job: Job, player: Player, timeout_s: float) -> bool:

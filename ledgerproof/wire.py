@@ -165,15 +165,19 @@ class Wire:
         self._idle.clear()
 
 
-def get(path: str) -> bytes:
-    """Return a serialised GET."""
-    return f"GET {path} HTTP/1.1\r\nHost: ledger\r\n\r\n".encode()
+def get(path: str, token: str = "") -> bytes:
+    """Return a serialised GET, with a bearer token unless that is empty."""
+    return f"GET {path} HTTP/1.1\r\nHost: ledger\r\n{_bearer(token)}\r\n".encode()
 
 
-def post(path: str, key: str, body: bytes) -> bytes:
-    """Return a serialised POST of a JSON body under an idempotency key."""
+def post(path: str, key: str, body: bytes, token: str = "") -> bytes:
+    """Return a serialised POST of a JSON body under an idempotency key, with a bearer token unless that is empty."""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: ledger\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: ledger\r\nContent-Type: application/json\r\n{_bearer(token)}"
         f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+def _bearer(token: str) -> str:
+    return f"Authorization: Bearer {token}\r\n" if token else ""

@@ -10,9 +10,10 @@ Units: times are seconds since the start of the load, amounts are minor units, o
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import cast
 from uuid import UUID
 
 import msgspec
@@ -39,6 +40,10 @@ BEYOND_FUNDS_MINOR = 900_000_000
 CONTENDED_AMOUNT_MINOR = 5_000
 TIGHT_SHARE = 0.02
 """Share of wallets (the least popular) that are seeded with almost nothing and run out of funds."""
+RESETTLE_SHARE = 0.2
+"""Share of settled matches that are settled again with another result; a third of those a second time."""
+RESETTLE_TO_VOID_SHARE = 0.15
+"""Share of those corrections that make the match void."""
 VOID_SHARE = 0.12
 """Share of matches that are voided instead of settled; half of those without having been closed."""
 PATIENCE_S = 0.012
@@ -77,6 +82,9 @@ class Kind(IntEnum):
     CLOSE = 14
     SETTLE = 15
     VOID = 16
+    RESETTLE = 17
+    RESETTLE_TWICE = 18
+    """The second correction of a match."""
 
 
 PER_BET: dict[Kind, float] = {
@@ -99,7 +107,8 @@ PER_BET: dict[Kind, float] = {
 BETTING = (Kind.BET, Kind.RACE, Kind.BEYOND, Kind.LATE, Kind.IMPATIENT)
 COMMANDS = (Kind.BET, Kind.DEPOSIT, Kind.WITHDRAW, Kind.BEYOND, Kind.LATE)
 """Kinds whose key a RETRY may send again."""
-LIFECYCLE = (Kind.CREATE, Kind.CLOSE, Kind.SETTLE, Kind.VOID)
+RESETTLES = (Kind.RESETTLE, Kind.RESETTLE_TWICE)
+LIFECYCLE = (Kind.CREATE, Kind.CLOSE, Kind.SETTLE, Kind.VOID, *RESETTLES)
 
 
 _SIDES = (Side.BACK, Side.LAY)
@@ -123,6 +132,8 @@ class MatchPlan:
     closes_first: bool
     mid_odds: tuple[int, ...]
     """The price around which bets on each outcome are placed, in hundredths."""
+    corrections: tuple[tuple[float, int | None], ...] = ()
+    """(time, result) of each resettle: index into DEFAULT_OUTCOMES, or None for void."""
 
 
 @dataclass(slots=True)
@@ -250,7 +261,7 @@ class Schedule:
         return PATIENCE_S * (1 + int(self.odds[arrival]) % 12) / 12
 
     def lifecycle_command(self, kind: Kind, match: int, origin_unix_s: float, suffix: str = "") -> Command:
-        """Build the command that creates, closes, settles or voids a match.
+        """Build the command that creates, closes, settles, voids or resettles a match.
 
         `origin_unix_s` is the wall clock at the start of the load; only CREATE needs it.
         """
@@ -269,6 +280,14 @@ class Schedule:
             return Command("close_match", f"{path}/close", key, b"{}", match_id=match_id)
         if kind is Kind.VOID:
             return Command("void_match", f"{path}/void", key, b"{}", match_id=match_id)
+        if kind in RESETTLES:
+            number = RESETTLES.index(kind)
+            index = plan.corrections[number][1]
+            corrected = None if index is None else DEFAULT_OUTCOMES[index]
+            body_bytes = msgspec.json.encode({"result": corrected, "corrects_version": number + 1})
+            return Command(
+                "resettle_match", f"{path}/resettle", key, body_bytes, match_id=match_id, selection=corrected
+            )
         result = DEFAULT_OUTCOMES[plan.result]
         body_bytes = msgspec.json.encode({"result": result})
         return Command("settle_match", f"{path}/settle", key, body_bytes, match_id=match_id, selection=result)
@@ -360,10 +379,10 @@ def draw(
     if wallets < 1 or slots < 1 or apis < 1:
         raise ValueError("at least one wallet, one match slot and one API process are needed")
     # One stream per purpose: a change in one of them leaves the others as they were.
-    streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(4)]
-    arrival_rng, match_rng, detail_rng, target_rng = streams
+    streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)]
+    arrival_rng, match_rng, detail_rng, target_rng, correction_rng = streams
 
-    matches = _draw_matches(match_rng, duration_s, slots)
+    matches = _draw_corrections(correction_rng, _draw_matches(match_rng, duration_s, slots))
     t, kind = _draw_arrivals(arrival_rng, rate, duration_s, matches)
     ranks = popularity(wallets)
     user_of_rank = detail_rng.permutation(wallets).astype(np.int64) + 1
@@ -447,6 +466,25 @@ def _draw_matches(rng: np.random.Generator, duration_s: float, slots: int) -> li
     return plans
 
 
+def _draw_corrections(rng: np.random.Generator, plans: list[MatchPlan]) -> list[MatchPlan]:
+    """Give some of the matches that are settled other results later; the first of them always."""
+    first = next((plan.match_id for plan in plans if not plan.void), None)
+    corrected = []
+    for plan in plans:
+        chosen = bool(rng.random() < RESETTLE_SHARE) or plan.match_id == first
+        corrections: list[tuple[float, int | None]] = []
+        if chosen and not plan.void:
+            at_s, stands = plan.settles_s, cast("int | None", plan.result)
+            for _ in range(2 if rng.random() < 1 / 3 else 1):
+                at_s += float(rng.uniform(0.6, 2.5))
+                others = [index for index in range(len(DEFAULT_OUTCOMES)) if index != stands]
+                void = stands is not None and bool(rng.random() < RESETTLE_TO_VOID_SHARE)
+                stands = None if void else int(rng.choice(others))
+                corrections.append((at_s, stands))
+        corrected.append(replace(plan, corrections=tuple(corrections)))
+    return corrected
+
+
 def _uuid(rng: np.random.Generator) -> UUID:
     """Return a version 4 UUID drawn from `rng`."""
     return UUID(bytes=rng.bytes(16), version=4)
@@ -478,6 +516,7 @@ def _lifecycle_of(plan: MatchPlan) -> list[tuple[float, Kind]]:
     if plan.closes_first:
         steps.append((plan.ends_s, Kind.CLOSE))
     steps.append((plan.settles_s, Kind.VOID if plan.void else Kind.SETTLE))
+    steps += [(at_s, kind) for (at_s, _), kind in zip(plan.corrections, RESETTLES, strict=False)]
     return steps
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from reference.config import ConfigError, load_config
 from reference.errors import LedgerError
-from reference.install import install
-from reference.service import configure_logging, run_process
+from reference.service import configure_logging, end_process, run_process
 
-WORKERS = ("api", "relay", "matcher", "settler", "projector")
+WORKERS = ("api", "relay", "matcher", "settler", "projector", "reconciler")
 
 
 def main() -> int:
@@ -26,6 +25,8 @@ def main() -> int:
         worker = roles.add_parser(role)
         worker.add_argument("--name", required=True)
         worker.add_argument("--port", type=int, required=True)
+        if role == "api":
+            worker.add_argument("--grpc-port", type=int, help="also serve gRPC on this port")
     arguments = parser.parse_args()
     try:
         config = load_config()
@@ -34,6 +35,8 @@ def main() -> int:
         return 2
     configure_logging(getattr(arguments, "name", arguments.role))
     if arguments.role == "install":
+        from reference.install import install  # noqa: PLC0415 - no worker needs it, and each starts the sooner
+
         try:
             asyncio.run(install(config, arguments.superuser, arguments.password_file.read_text().strip()))
         except (LedgerError, OSError) as error:
@@ -42,9 +45,13 @@ def main() -> int:
         return 0
     # Only the process that is to run is imported, which keeps each one small.
     process = importlib.import_module(f"reference.{arguments.role}")
-    run_process(partial(process.run, config, arguments.name, arguments.port))
-    return 0
+    own = {"grpc_port": arguments.grpc_port} if arguments.role == "api" else {}
+    try:
+        return run_process(partial(process.run, config, arguments.name, arguments.port, **own))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -1,9 +1,15 @@
 """The one door to Redis: balances by wallet, each with its `seq`; a write with a lower `seq` loses.
 
 Redis is only a cache. When it fails, callers go on without it; flushing it changes latency and nothing else.
-Values expire, so that a value whose newer successor could not be written does not stay for ever.
+
+Beside the values of each server stands its *epoch*, with the moment up to which the projector vouches for them. A
+value counts only under the epoch it was written in, and may be written only by someone who knew that epoch before
+reading the value from the projection. So whoever cannot vouch for the cache any more (a write failed, a predecessor
+died, Redis came back empty) begins a new epoch, which empties the cache of that server in one step; and whatever
+was read before that arrives too late and is refused (decision 0014).
 """
 
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +21,46 @@ from reference import metrics
 from reference.config import ServiceConfig
 
 KEY_PREFIX = "balance:"
+EPOCH_PREFIX = "balance-epoch:"
 TTL_MS = 60_000
+"""Wallets that nobody touches make room."""
 TIMEOUT_S = 0.1
 OPEN_CIRCUIT_S = 1.0
 """After a failure Redis is left alone for this long."""
+HOLD_MAX_S = 10.0
+"""A value is written at most this long after it was read; far less than TTL_MS, so that no newer one can have
+expired meanwhile."""
 
+# KEYS: the epoch, then the balances. ARGV: the epoch known, then seq, balance, updated_at_ms of each.
 _PUT = """
-local written = 0
-for i, key in ipairs(KEYS) do
-    local old = redis.call('GET', key)
-    local seq = tonumber(ARGV[3 * i - 2])
-    if not old or tonumber(string.match(old, '^%d+')) < seq then
-        redis.call('SET', key, ARGV[3 * i - 2] .. ' ' .. ARGV[3 * i - 1] .. ' ' .. ARGV[3 * i], 'PX', TTL)
-        written = written + 1
+local now = string.match(redis.call('GET', KEYS[1]) or '', '^%S+') or ''
+if now ~= ARGV[1] then return now end
+for i = 2, #KEYS do
+    local seq, balance, at = ARGV[3 * i - 4], ARGV[3 * i - 3], ARGV[3 * i - 2]
+    local old_seq, old_epoch = string.match(redis.call('GET', KEYS[i]) or '', '^(%d+) %S+ %S+ (%S+)$')
+    if old_epoch ~= now or tonumber(old_seq) < tonumber(seq) then
+        redis.call('SET', KEYS[i], seq .. ' ' .. balance .. ' ' .. at .. ' ' .. now, 'PX', TTL)
     end
 end
-return written
+return now
 """.replace("TTL", str(TTL_MS))
+
+# ARGV: the epoch to replace (empty: none), its successor. Another one that is there already stays.
+_BEGIN = """
+local now = string.match(redis.call('GET', KEYS[1]) or '', '^%S+') or ''
+if now ~= '' and now ~= ARGV[1] then return now end
+redis.call('SET', KEYS[1], ARGV[2] .. ' 0')
+return ARGV[2]
+"""
+
+# ARGV: the epoch known, the moment in Unix milliseconds.
+_VOUCH = """
+local now, at = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+)$')
+if now == ARGV[1] and tonumber(at) < tonumber(ARGV[2]) then
+    redis.call('SET', KEYS[1], now .. ' ' .. ARGV[2])
+end
+return now or ''
+"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,10 +71,25 @@ class Balance:
     balance: int
     seq: int
     updated_at_ms: int
+    """When the entry was written, Unix milliseconds by the database's clock."""
+
+
+@dataclass(slots=True, frozen=True)
+class Cached:
+    """What Redis knows of a wallet."""
+
+    balance: Balance | None
+    epoch: str | None
+    """The epoch of the wallet's server, to be shown when a value is put; None: nothing can be put."""
+    complete_at_ms: int
+    """No value of this epoch is older than this, Unix milliseconds by the database's clock."""
+
+
+NOTHING = Cached(None, None, 0)
 
 
 class Cache:
-    """Balances in Redis, fenced by `seq`."""
+    """Balances in Redis, fenced by epoch and `seq`."""
 
     def __init__(self, config: ServiceConfig) -> None:
         self._redis = Redis(
@@ -54,10 +98,12 @@ class Cache:
             password=config.redis_password,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
-            decode_responses=False,
+            decode_responses=True,
             max_connections=64,
         )
         self._put_script = self._redis.register_script(_PUT)
+        self._begin_script = self._redis.register_script(_BEGIN)
+        self._vouch_script = self._redis.register_script(_VOUCH)
         self._closed_until = 0.0
 
     @property
@@ -65,40 +111,67 @@ class Cache:
         """False for a moment after a failure: the caller does without."""
         return time.monotonic() >= self._closed_until
 
-    async def get(self, user_id: int) -> Balance | None:
-        """Return the cached balance, or None when there is none or Redis does not answer."""
+    async def get(self, server: str, user_id: int) -> Cached:
+        """Return what is cached for a wallet of a server; nothing when Redis does not answer."""
         if not self.available:
-            return None
+            return NOTHING
         try:
-            value = await self._redis.get(f"{KEY_PREFIX}{user_id}")
+            found = await self._redis.mget(EPOCH_PREFIX + server, f"{KEY_PREFIX}{user_id}")
         except (RedisError, OSError, TimeoutError):
             self._failed()
-            return None
-        if value is None:
-            return None
-        text = value if isinstance(value, str) else value.decode()
-        seq, balance, updated_at_ms = text.split(" ")
-        return Balance(user_id, int(balance), int(seq), int(updated_at_ms))
+            return NOTHING
+        epoch_text, text = (None if value is None else str(value) for value in found)
+        if epoch_text is None:
+            return NOTHING
+        epoch, complete_at_ms = epoch_text.split(" ")
+        if text is not None:
+            seq, balance, updated_at_ms, written_in = text.split(" ")
+            if written_in == epoch:
+                value = Balance(user_id, int(balance), int(seq), int(updated_at_ms))
+                return Cached(value, epoch, int(complete_at_ms))
+        return Cached(None, epoch, int(complete_at_ms))
 
-    async def put(self, balances: Sequence[Balance]) -> bool:
-        """Write balances; those with a lower seq than the cached one lose. Returns False if Redis failed."""
+    async def put(self, server: str, epoch: str, balances: Sequence[Balance], read_since: float) -> str | None:
+        """Write balances of a server that were read from the projection after `epoch` was learnt.
+
+        Values with a lower seq than the cached ones lose. Returns the epoch that Redis is in: another than `epoch`
+        (empty: none) means that nothing was written. Returns None if Redis failed, or if the values are too old:
+        `read_since` is `time.monotonic()` from before they were read.
+        """
         if not balances:
-            return True
-        if not self.available:
-            return False
-        try:
-            await self._put_script(
-                keys=[f"{KEY_PREFIX}{item.user_id}" for item in balances],
-                args=[part for item in balances for part in (item.seq, item.balance, item.updated_at_ms)],
-            )
-        except (RedisError, OSError, TimeoutError):
-            self._failed()
-            return False
-        return True
+            return epoch
+        if not self.available or time.monotonic() - read_since > HOLD_MAX_S:
+            return None
+        keys = [EPOCH_PREFIX + server, *(f"{KEY_PREFIX}{item.user_id}" for item in balances)]
+        parts = [part for item in balances for part in (item.seq, item.balance, item.updated_at_ms)]
+        return await self._run(self._put_script, keys, [epoch, *parts])
+
+    async def begin(self, server: str, instead_of: str | None) -> str | None:
+        """Begin a new epoch if the present one is `instead_of` or there is none.
+
+        Returns the epoch after that, which may be one that somebody else began; None if Redis failed.
+        """
+        epoch = await self._run(self._begin_script, [EPOCH_PREFIX + server], [instead_of or "", secrets.token_hex(8)])
+        if epoch is not None:
+            metrics.CACHE_EPOCHS.labels(server).inc()
+        return epoch
+
+    async def vouch(self, server: str, epoch: str, complete_at_ms: int) -> str | None:
+        """Say that no value of the epoch is older than a moment; return as `put` does."""
+        return await self._run(self._vouch_script, [EPOCH_PREFIX + server], [epoch, complete_at_ms])
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+
+    async def _run(self, script: object, keys: list[str], args: list[str | int]) -> str | None:
+        if not self.available:
+            return None
+        try:
+            return str(await script(keys=keys, args=args))  # type: ignore[operator]
+        except (RedisError, OSError, TimeoutError):
+            self._failed()
+            return None
 
     def _failed(self) -> None:
         self._closed_until = time.monotonic() + OPEN_CIRCUIT_S

@@ -32,6 +32,8 @@ class Outcome(StrEnum):
     UNKNOWN_BET = "UNKNOWN_BET"
     NOTHING_TO_CANCEL = "NOTHING_TO_CANCEL"
     ILLEGAL_TRANSITION = "ILLEGAL_TRANSITION"
+    ROLLED_BACK = "ROLLED_BACK"
+    """The bet's key was rolled back before the bet arrived: there never will be such a bet."""
 
 
 class EntryType(StrEnum):
@@ -59,7 +61,7 @@ class Side(StrEnum):
 
 
 class MatchState(StrEnum):
-    """OPEN → CLOSED → SETTLING → SETTLED, or OPEN | CLOSED → VOID."""
+    """OPEN → CLOSED → SETTLING → SETTLED, or OPEN | CLOSED → VOID; a resettle: SETTLED | VOID → SETTLING again."""
 
     OPEN = "OPEN"
     CLOSED = "CLOSED"
@@ -100,6 +102,9 @@ TOPIC_OF: dict[str, str] = {
 
 DLQ_TOPIC = "events.dlq"
 
+BALANCE_TOPIC = "user.balance.updated"
+"""Where the projector says what a wallet's balance has become; key and order by user."""
+
 
 class Deposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Money from outside into a wallet: one CREDIT against EXTERNAL."""
@@ -135,3 +140,66 @@ class SettleMatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The result of a CLOSED match: the one outcome that happened."""
 
     result: str
+
+
+class ResettleMatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another result for a match that is settled or void; null makes it void."""
+
+    result: str | None
+    corrects_version: int | None = None
+    """The settlement version to correct; refused if it is not the present one any more."""
+
+
+class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Take the bet placed under `key` back: its unmatched part if it stands, and for good if it is yet to come."""
+
+    key: str
+
+
+BULK_MAX = 1000
+"""Commands of one bulk at most."""
+
+
+class BulkBet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="bet"):
+    """A bet inside a bulk."""
+
+    user_id: int
+    key: str
+    match_id: UUID
+    outcome: str
+    side: Side
+    odds: int
+    stake_minor: int
+
+
+class BulkDeposit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="deposit"):
+    """A deposit inside a bulk."""
+
+    user_id: int
+    key: str
+    amount_minor: int
+
+
+class BulkWithdraw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="withdraw"):
+    """A withdrawal inside a bulk."""
+
+    user_id: int
+    key: str
+    amount_minor: int
+
+
+class BulkCancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="cancel"):
+    """A cancel inside a bulk."""
+
+    user_id: int
+    key: str
+    bet_id: UUID
+
+
+BulkCommand = BulkBet | BulkDeposit | BulkWithdraw | BulkCancel
+
+
+class Bulk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Up to BULK_MAX commands; each has its own wallet, key and outcome, and none depends on another's."""
+
+    commands: list[BulkCommand]

@@ -20,8 +20,12 @@ ROLES = (
     "ledger_settler",
     "ledger_projector",
     "ledger_auditor",
+    "ledger_reconciler",
+    "ledger_operator",
 )
-"""Database roles, one per kind of process; `ledger_auditor` only reads."""
+"""Database roles, one per kind of process; `ledger_auditor` only reads, `ledger_operator` is the people's."""
+
+TOKEN_KEY_MIN = 32
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +60,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     writer_batch: int = 256
     """Commands posted by one transaction at most."""
+    writer_linger_ms: int = 4
+    """Under load a small batch waits this long for company: a commit costs ten times what a command in it costs."""
     writer_queue: int = 4096
     """Commands waiting for one server in one process at most."""
     command_deadline_ms: int = 2000
@@ -63,11 +69,44 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statement_timeout_ms: int = 5000
     relay_batch: int = 1000
     relay_poll_ms: int = 100
+    """Pause of an idle relay."""
+    relay_gather_ms: int = 20
+    """Pause of a relay that just found something, but less than a batch."""
+    progress_every_ms: int = 100
+    """How often the projector says up to when the projection is complete."""
     consumer_batch: int = 1000
     projection_stale_after_ms: int = 500
     commission_bps: int = 200
     """Commission on net winnings, in hundredths of a percent."""
     max_amount_minor: int = 10**9
+    reconcile_full_at: str = "0 2 * * *"
+    """When the reconciler passes over everything: a cron line, UTC. Empty: only when asked."""
+    reconcile_every_s: float = 60.0
+    """How often it passes over what is new. 0: never by itself."""
+    reconcile_overlap_s: float = 10.0
+    """How late a transaction may commit: longer than a statement may take and a clock may be off."""
+    reconcile_topics_s: float = 2 * 86_400.0
+    """How far back the full pass compares outbox and topics; no more than the topics keep."""
+
+    trace_sample: float = 0.01
+    """Share of the requests without a traceparent of their own that are traced."""
+    otlp_endpoint: str | None = None
+    """Where spans go (OTLP over HTTP, a whole URL)."""
+    trace_folder: str | None = None
+    """Without an endpoint: a folder that gets one file of spans (JSON lines) a process."""
+
+    token_key: str | None = None
+    """Secret of this environment that signs bearer tokens (HS256), 32 characters at least. The API needs it."""
+    trust_every_caller: bool = False
+    """Without `token_key`: ask for no token and let every caller do everything. For tools on one machine only."""
+    rate_limit_per_s: float = 50
+    """Requests (in a bulk: commands) per second that the token of one user may send for long."""
+    rate_limit_burst: int = 100
+    """Requests that the token of one user may send at once after a quiet time."""
+    event_streams_max: int = 1000
+    """Event streams open in one API process at most."""
+    drain_notice_ms: int = 200
+    """Between SIGTERM (not ready any more) and the first refused request: time for a load balancer to notice."""
 
     def __post_init__(self) -> None:
         """Refuse a table that does not route every shard to a configured server."""
@@ -75,6 +114,12 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"routing must have {SHARDS} items, not {len(self.routing)}")
         if not all(0 <= holder < len(self.servers) for holder in self.routing):
             raise ValueError("routing names a server that is not in servers")
+        if self.reconcile_every_s < 0 or self.reconcile_overlap_s * 1000 <= self.statement_timeout_ms:
+            raise ValueError("reconcile_every_s is negative, or reconcile_overlap_s not above statement_timeout_ms")
+        if self.token_key is not None and len(self.token_key) < TOKEN_KEY_MIN:
+            raise ValueError(f"token_key must have {TOKEN_KEY_MIN} characters at least")
+        if self.rate_limit_per_s <= 0 or self.rate_limit_burst < 1:
+            raise ValueError("rate_limit_per_s and rate_limit_burst must be positive")
 
     def partitions_of(self, topic: str) -> int:
         """Return the number of partitions of a topic."""

@@ -8,13 +8,15 @@ from uuid import UUID
 
 import asyncpg
 
-from reference.commands import CreateMatch, MatchState, Outcome
+from reference.commands import CreateMatch, MatchState, Outcome, ResettleMatch
 from reference.errors import LedgerError
 from reference.store import Store
 
 FRESH_S = 1.0
 """A match remembered as OPEN is looked up again after this long, in the background."""
 REMEMBERED_MAX = 10_000
+ADVANCES_MAX = 1_000
+"""Bets that one answer about what a wallet owes names at most."""
 
 
 @dataclass(slots=True)
@@ -96,6 +98,19 @@ async def create_match(store: Store, command: CreateMatch) -> asyncpg.Record:
 async def transition_match(store: Store, match_id: UUID, to: MatchState, result: str | None) -> asyncpg.Record:
     """Move a match to CLOSED, SETTLING (with `result`) or VOID. Returns (status, state, field)."""
     return await _one(store, match_id, "transition_match", match_id, to.value, result)
+
+
+async def resettle_match(store: Store, match_id: UUID, command: ResettleMatch, key: str) -> asyncpg.Record:
+    """Settle a settled or void match again under the next version. Returns (status, state, field, version)."""
+    return await _one(store, match_id, "resettle_match", match_id, command.result, command.corrects_version, key)
+
+
+async def advances(store: Store, user_id: int) -> list[asyncpg.Record]:
+    """Return what the house advanced on bets of a wallet and has not got back: (match_id, bet_id, owed) each.
+
+    Amounts are minor units; at most ADVANCES_MAX bets.
+    """
+    return await store.wallet_rows(user_id, "advances", ADVANCES_MAX)
 
 
 async def cancel_bet(store: Store, match_id: UUID, bet_id: UUID, user_id: int, key: str) -> asyncpg.Record:

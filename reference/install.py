@@ -3,6 +3,11 @@
 Safe to repeat: what is there already is left alone.
 """
 
+import base64
+import hashlib
+import hmac
+import secrets
+
 import asyncpg
 
 from reference.bus import create_topics
@@ -12,6 +17,8 @@ from reference.sql import load_sql
 from reference.store import connect
 
 INSTALL_TIMEOUT_MS = 60_000
+SCRAM_ITERATIONS = 4096
+"""Postgres' own default; the passwords are random, so that more would protect nothing."""
 
 
 async def install_server(config: ServiceConfig, index: int, superuser: str, password: str) -> None:
@@ -39,12 +46,28 @@ async def _create_role(connection: asyncpg.Connection, role: str, password: str)
     exists = await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role)
     verb = "ALTER" if exists else "CREATE"
     # Utility statements take no parameters; quote_literal makes the password safe.
-    literal = await connection.fetchval("SELECT quote_literal($1::text)", password)
+    literal = await connection.fetchval("SELECT quote_literal($1::text)", scram_verifier(password))
     await connection.execute(f'{verb} ROLE "{role}" LOGIN PASSWORD {literal}')
 
 
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
+    """Return what Postgres stores of a password (RFC 5803), so that the password itself is in no statement.
+
+    A statement may be logged, by whom and why ever. Passwords are expected to be ASCII, as SASLprep leaves those as
+    they are. Raises ValueError for others.
+    """
+    if not password.isascii():
+        raise ValueError("passwords of database roles must be ASCII")
+    salt = secrets.token_bytes(16) if salt is None else salt
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ITERATIONS)
+    client = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    texts = [base64.b64encode(part).decode() for part in (salt, client, server)]
+    return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{texts[0]}${texts[1]}:{texts[2]}"
+
+
 async def _create_schema(connection: asyncpg.Connection, config: ServiceConfig, index: int) -> None:
-    schema, functions = load_sql("schema"), load_sql("functions")
+    schema, functions, reconciliation = load_sql("schema"), load_sql("functions"), load_sql("reconciliation")
     server, shards = config.servers[index], shards_of_server(config.routing, index)
     async with connection.transaction():
         await connection.execute(schema["schema"])
@@ -53,8 +76,12 @@ async def _create_schema(connection: asyncpg.Connection, config: ServiceConfig, 
         await connection.executemany("INSERT INTO shard_routes (shard, server_name, here) VALUES ($1, $2, $3)", routes)
         for shard in shards:
             await connection.execute(schema["partition"].replace("{shard}", str(shard)))
+        await connection.execute(reconciliation["schema"])
         await connection.execute(functions["functions"])
+        await connection.execute(reconciliation["functions"])
         await connection.execute(functions["grants"])
+        await connection.execute(reconciliation["grants"])
+        await connection.execute(reconciliation["connections"].replace("{database}", f'"{server.database}"'))
 
 
 async def install(config: ServiceConfig, superuser: str, password: str) -> None:

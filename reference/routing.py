@@ -12,7 +12,7 @@ SHARDS = 100
 
 NOT_HERE = "NOT_HERE"
 """Status of a posting that nothing happened to: its shard is being moved, or is on another server. No Outcome."""
-SHARD_NOT_HERE = "LP001"
+SHARD_NOT_HERE = "LP002"
 """SQLSTATE of a read of a wallet whose shard the server does not hold."""
 
 

@@ -3,50 +3,58 @@
 import asyncio
 import contextlib
 import gc
-import json
 import logging
+import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn
 
+import ecs_logging
 import uvloop
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from reference import metrics
+from reference.config import ConfigError
+from reference.tracing import CURRENT, span_fields
 
 STOP_WITHIN_S = 5.0
+CONNECTIONS_MAX = 8192
+"""Connections served at once. Granian accepts no further one until one of these closes, and its default is as
+small as the backlog; an idle kept-alive connection counts, so this is far above what a host is sent at once."""
+HEADER_WITHIN_MS = 30_000
+"""A client that has not sent its whole request header after this long is cut off; also an idle connection is."""
+HEADER_MAX_BYTES = 32 * 1024
+LOOP_TICK_S = 0.1
+LOOP_LATE_S = 2.0
+"""An event loop this late is not ready: what it admitted would miss its deadline."""
+FAILED_ROUND_PAUSE_S = 0.5
+DIED_EXIT = 70
+"""Exit code of a process whose main task died (EX_SOFTWARE)."""
 _TEXT = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+class EcsLines(ecs_logging.StdlibFormatter):
+    """One JSON object a line in Elastic Common Schema, with the trace that the line belongs to."""
 
     def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
+        super().__init__(
+            extra={"service": {"name": "ledgerproof", "node": {"name": process}}},
+            exclude_fields=["log.origin", "log.original", "process.thread", "process.name"],
+        )
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of JSON."""
-        line: dict[str, Any] = {
-            "@timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "log.level": record.levelname.lower(),
-            "log.logger": record.name,
-            "service.name": self._process,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["error.stack_trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+    def format_to_ecs(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Return the record's fields."""
+        return super().format_to_ecs(record) | span_fields(CURRENT.get())
 
 
 def configure_logging(process: str) -> None:
     """Send every log record of this process to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(process))
+    handler.setFormatter(EcsLines(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("granian").setLevel(logging.WARNING)
     logging.getLogger("_granian").setLevel(logging.WARNING)
@@ -55,23 +63,60 @@ def configure_logging(process: str) -> None:
 Handler = Callable[[Any, Any], Awaitable[None]]
 
 
+class LoopWatch:
+    """Knows how late the event loop is: a loop that is blocked or starved cannot keep a deadline."""
+
+    def __init__(self) -> None:
+        self._beat_s = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to tick; call it inside the running event loop."""
+        self._beat_s = time.monotonic()
+        self._task = asyncio.create_task(self._tick())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(LOOP_TICK_S)
+            now = time.monotonic()
+            metrics.LOOP_LAG.set(max(0.0, now - self._beat_s - LOOP_TICK_S))
+            self._beat_s = now
+
+    def complaint(self) -> str | None:
+        """Return what is wrong with the loop now, or None."""
+        late_s = time.monotonic() - self._beat_s - LOOP_TICK_S
+        return f"the event loop is {late_s:.1f} s behind" if late_s > LOOP_LATE_S else None
+
+    async def stop(self) -> None:
+        """Stop ticking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
 class Health:
     """Liveness, readiness and metrics of a process, as an RSGI application."""
 
     def __init__(self) -> None:
         self.ready: Callable[[], Awaitable[str | None]] = _not_started
+        self.alive: Callable[[], str | None] = _alive
 
     async def __call__(self, scope: Any, proto: Any) -> None:
         """Answer /livez, /readyz and /metrics."""
         if scope.path == "/metrics":
             proto.response_bytes(200, _TEXT, metrics.exposition())
         elif scope.path == "/livez":
-            proto.response_str(200, _TEXT, "alive\n")
+            reason = self.alive()
+            proto.response_str(200 if reason is None else 503, _TEXT, f"{reason or 'alive'}\n")
         elif scope.path == "/readyz":
             reason = await self.ready()
             proto.response_str(200 if reason is None else 503, _TEXT, f"{reason or 'ready'}\n")
         else:
             proto.response_str(404, _TEXT, "try /livez, /readyz or /metrics\n")
+
+
+def _alive() -> str | None:
+    return None
 
 
 async def _not_started() -> str | None:
@@ -93,6 +138,10 @@ def serve(application: Handler, port: int) -> Server:
         http=HTTPModes.http1,
         websockets=False,
         backlog=1024,
+        backpressure=CONNECTIONS_MAX,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=HEADER_WITHIN_MS, keep_alive=True, max_buffer_size=HEADER_MAX_BYTES
+        ),
         log_enabled=False,
     )
 
@@ -102,8 +151,16 @@ def stop_serving(server: Server) -> None:
     server.stop()  # type: ignore[no-untyped-call]
 
 
-def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `main(stopping)` until it returns; SIGTERM and SIGINT set `stopping`."""
+class Fatal(Exception):
+    """The process cannot do its work any more; whoever supervises it has to start another."""
+
+
+def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    """Run `main(stopping)` until it returns; SIGTERM and SIGINT set `stopping`. Return the exit code.
+
+    A process whose main task died says so and returns DIED_EXIT; one that lingers, answering that it is not ready,
+    would never be replaced.
+    """
 
     async def framed() -> None:
         stopping = asyncio.Event()
@@ -114,7 +171,22 @@ def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         gc.set_threshold(50_000, 20, 20)
         await main(stopping)
 
-    uvloop.run(framed())
+    try:
+        uvloop.run(framed())
+    except ConfigError:
+        raise
+    except BaseException:
+        logging.getLogger("ledgerproof.process").critical("the process died", exc_info=True)
+        return DIED_EXIT
+    return 0
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End the process now, whatever threads of libraries still wait for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 async def run_worker(
@@ -122,24 +194,44 @@ async def run_worker(
     run_once: Callable[[], Awaitable[object]],
     ready: Callable[[], Awaitable[str | None]],
     stopping: asyncio.Event,
+    beside: Sequence[asyncio.Task[None]] = (),
 ) -> None:
     """Serve health and metrics on `port` and repeat `run_once` until `stopping`.
 
     A failure of `run_once` is logged and repeated with a pause, so that a passing fault never ends the process.
+    What cannot pass does: Fatal from `run_once`, and the end of the health server or of a task `beside` it before
+    `stopping`. Raises Fatal then.
     """
     health = Health()
     health.ready = ready
     server = serve(health, port)
-    serving = asyncio.create_task(server.serve())
-    log = logging.getLogger("ledgerproof.worker")
+    serving = asyncio.create_task(server.serve(), name=f"health server on port {port}")
+    working = asyncio.create_task(_repeat(run_once, stopping), name="main loop")
+    waiter = asyncio.create_task(stopping.wait())
+    tasks = [working, serving, *beside]
     try:
-        while not stopping.is_set():
-            try:
-                await run_once()
-            except Exception:  # the frame must outlive every passing fault, and logs it
-                log.exception("a round failed; trying again")
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), 0.5)
+        await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.is_set():
+            dead = next(task for task in tasks if task.done())
+            error = None if dead.cancelled() else dead.exception()
+            raise Fatal(f"the {dead.get_name()} ended: {error!r}") from error
+        await asyncio.wait([working], timeout=STOP_WITHIN_S)
     finally:
+        waiter.cancel()
+        working.cancel()
+        await asyncio.gather(waiter, working, return_exceptions=True)
         stop_serving(server)
         await asyncio.wait([serving], timeout=STOP_WITHIN_S)
+
+
+async def _repeat(run_once: Callable[[], Awaitable[object]], stopping: asyncio.Event) -> None:
+    log = logging.getLogger("ledgerproof.worker")
+    while not stopping.is_set():
+        try:
+            await run_once()
+        except Fatal:
+            raise
+        except Exception:  # the frame must outlive every passing fault, and logs it
+            log.exception("a round failed; trying again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), FAILED_ROUND_PAUSE_S)

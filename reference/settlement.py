@@ -10,8 +10,14 @@ ESCROW add up to exactly what the bets put in:
 
 The house takes, from the winner and never from escrow, the commission on the net winnings (rounded up) and
 the residue between the lay side's liability and the backer's winnings (rounded down).
+
+A match can be settled again under the next version. Nothing is rewritten: each bet gets the difference between
+what the new ruling gives it and what the one before gave it (`correction_of`), so the escrow of the match adds up
+to zero after every version. A wallet that has spent what it has to give back is never taken below zero: the house
+advances what is lacking, as an entry of its own, and that is what the bet owes until a later version pays it again.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
@@ -28,6 +34,13 @@ class SettlementKind(StrEnum):
 
     SETTLE = "SETTLE"
     VOID = "VOID"
+
+
+class Ruling(NamedTuple):
+    """What one settlement version says of its match; `result` is None for VOID."""
+
+    kind: SettlementKind
+    result: str | None
 
 
 class Entry(NamedTuple):
@@ -104,3 +117,83 @@ def entries_of(
             key = business_key("COMMISSION", order.bet_id, version)
             entries.append(Entry(order.user_id, EntryType.DEBIT, -house, Contra.HOUSE, *owner, key))
     return entries
+
+
+def escrow_share(order: Order, ruling: Ruling) -> int:
+    """Return what a bet takes out of escrow under a ruling, minor units, not counting its cancelled part.
+
+    It is the sum of the entries against ESCROW that `entries_of` gives for the ruling.
+    """
+    if ruling.kind is SettlementKind.VOID:
+        return order.reserve - order.cancel_refund
+    unused = order.reserve - order.spent - order.cancel_refund
+    if order.matched_stake and ruling.result is not None and wins(order, ruling.result):
+        return unused + order.matched_stake + order.matched_liability
+    return unused
+
+
+def charge(order: Order, ruling: Ruling, commission_bps: int) -> int:
+    """Return what the house takes from a bet under a ruling, minor units; 0 unless the bet wins."""
+    if ruling.kind is SettlementKind.VOID or ruling.result is None or not order.matched_stake:
+        return 0
+    return house_share(order, commission_bps) if wins(order, ruling.result) else 0
+
+
+class Correction(NamedTuple):
+    """What a settlement version changes for one bet; amounts in minor units."""
+
+    user_id: int
+    match_id: UUID
+    bet_id: UUID
+    version: int
+    escrow: int
+    """What the bet takes out of escrow beyond what it has; negative: what it gives back."""
+    house: int
+    """What the house takes beyond what it has; negative: what it gives back."""
+    paid_as: EntryType
+    """PAYOUT, or REFUND if the match is void now: the type of an entry that takes more out of escrow."""
+
+
+def correction_of(order: Order, before: Ruling, after: Ruling, version: int, commission_bps: int) -> Correction | None:
+    """Return what settlement `version` (2, 3, …) changes for one bet, or None if that is nothing.
+
+    `before` is the ruling of the version before it. Raises ValueError if the row contradicts itself.
+    """
+    if min(escrow_share(order, before), escrow_share(order, after)) < 0:
+        raise ValueError(f"bet {order.bet_id} used more than it reserved")
+    escrow = escrow_share(order, after) - escrow_share(order, before)
+    house = charge(order, after, commission_bps) - charge(order, before, commission_bps)
+    if escrow == 0 and house == 0:
+        return None
+    paid_as = EntryType.REFUND if after.kind is SettlementKind.VOID else EntryType.PAYOUT
+    return Correction(order.user_id, order.match_id, order.bet_id, version, escrow, house, paid_as)
+
+
+def correction_entries(correction: Correction, balance: int, owed: int) -> Iterator[Entry]:
+    """Yield the entries that make a correction, in the order of posting.
+
+    `balance` is the wallet's before them, `owed` what the house has advanced on this bet and not got back; both
+    must be read under the wallet's lock. No balance falls below zero on the way: what the wallet lacks to give
+    back, the house advances first. What a bet is paid again goes to the house first, up to what the bet owes.
+    """
+    match_id, bet_id, version = correction.match_id, correction.bet_id, correction.version
+
+    def entry(kind: str, entry_type: EntryType, amount: int, contra: Contra) -> Entry:
+        key = business_key(kind, bet_id, version)
+        return Entry(correction.user_id, entry_type, amount, contra, match_id, bet_id, version, key)
+
+    escrow, house = correction.escrow, correction.house
+    if house < 0:
+        yield entry("COMMISSION_BACK", EntryType.REFUND, -house, Contra.HOUSE)
+        balance -= house
+    if escrow < 0:
+        if balance < -escrow:
+            yield entry("ADVANCE", EntryType.CREDIT, -escrow - balance, Contra.HOUSE)
+        yield entry("TAKE_BACK", EntryType.DEBIT, escrow, Contra.ESCROW)
+    elif escrow > 0:
+        yield entry(correction.paid_as.value, correction.paid_as, escrow, Contra.ESCROW)
+    taken = max(house, 0)
+    if escrow > taken:
+        taken += min(owed, escrow - taken)
+    if taken:
+        yield entry("COMMISSION", EntryType.DEBIT, -taken, Contra.HOUSE)

@@ -6,14 +6,17 @@ orders of its match page by page. First the entries of the page are posted to th
 keys that make a repetition a replay; then the page is marked on the match's home server. Killed in between,
 the next settler repeats one page and adds nothing. One server that is down holds up the matches that have
 bets of its wallets, and no others.
+
+A settlement that corrects an earlier one posts differences. What a wallet lacks to give back depends on its balance,
+so those entries are decided under the wallet's lock and posted by the same transaction.
 """
 
 import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -27,8 +30,17 @@ from reference.errors import LedgerError, ShardNotHere
 from reference.matcher import RESERVE_MAX, order_of
 from reference.orderbook import Order
 from reference.routing import NOT_HERE
-from reference.service import STOP_WITHIN_S, run_worker
-from reference.settlement import Entry, SettlementKind, cancel_entries, entries_of
+from reference.service import STOP_WITHIN_S, always_ready, run_worker
+from reference.settlement import (
+    Correction,
+    Entry,
+    Ruling,
+    SettlementKind,
+    cancel_entries,
+    correction_entries,
+    correction_of,
+    entries_of,
+)
 from reference.sql import load_sql
 from reference.store import Store, meaning_of
 from reference.writer import Posting, post_entries
@@ -52,6 +64,7 @@ SETTLEMENT_CLASS = 8
 """First half of the two-part advisory lock keys of settlements."""
 
 NO_TRACES: Mapping[UUID, str] = {}
+_Item = TypeVar("_Item", Entry, Correction)
 
 
 class BetCancelled(msgspec.Struct, frozen=True):
@@ -78,9 +91,69 @@ async def pay(store: Store, entries: Sequence[Entry], traces: Mapping[UUID, str]
     by bet. Raises LedgerError if any server could not do it; the others have done theirs by then, and
     repeating all of it is harmless.
     """
-    by_server: dict[int, dict[str, Posting]] = defaultdict(dict)
-    for entry in entries:
-        posting = Posting(
+
+    async def pay_server(connection: asyncpg.Connection, entries: list[Entry]) -> int:
+        # One key comes twice when an event was delivered twice into one batch.
+        once = {entry.key: entry for entry in entries}
+        return await _post(connection, store.sql["post"], list(once.values()), traces)
+
+    return await _on_each_server(store, entries, pay_server)
+
+
+async def correct(store: Store, corrections: Sequence[Correction]) -> int:
+    """Make corrections of one settlement version on the servers of their wallets; return how many entries were new.
+
+    Raises LedgerError as `pay` does; a correction that was made already is left alone.
+    """
+    sql = load_sql("settler")
+
+    async def correct_server(connection: asyncpg.Connection, corrections: list[Correction]) -> int:
+        async with connection.transaction():
+            users, bets = [each.user_id for each in corrections], [each.bet_id for each in corrections]
+            decided = await connection.fetch(sql["lock"], users, bets, corrections[0].version)
+            balances: dict[int, int] = {}
+            entries: list[Entry] = []
+            for correction, row in zip(corrections, decided, strict=True):
+                if row["posted"]:
+                    continue
+                balance = balances.setdefault(correction.user_id, row["balance"])
+                for entry in correction_entries(correction, balance, row["owed"]):
+                    entries.append(entry)
+                    balances[entry.user_id] += entry.amount
+            return await _post(connection, store.sql["post"], entries, NO_TRACES) if entries else 0
+
+    return await _on_each_server(store, corrections, correct_server)
+
+
+async def _on_each_server(
+    store: Store, items: Sequence[_Item], work: Callable[[asyncpg.Connection, list[_Item]], Awaitable[int]]
+) -> int:
+    """Do `work` with the items of each server's wallets, all servers at once, and add up what it returns."""
+    by_server: dict[int, list[_Item]] = defaultdict(list)
+    for item in items:
+        by_server[store.server_of(item.user_id)].append(item)
+
+    async def on_server(server: int, mine: list[_Item]) -> int:
+        async with store.connection(server) as connection, asyncio.timeout(_timeout_s(store)):
+            return await work(connection, mine)
+
+    results = await asyncio.gather(
+        *(on_server(server, mine) for server, mine in by_server.items()), return_exceptions=True
+    )
+    for result in results:
+        if isinstance(result, ShardNotHere):
+            store.learn_routes()
+        if isinstance(result, BaseException):
+            raise result
+    return sum(result for result in results if isinstance(result, int))
+
+
+async def _post(
+    connection: asyncpg.Connection, post_sql: str, entries: Sequence[Entry], traces: Mapping[UUID, str]
+) -> int:
+    """Post entries of wallets of one server and return how many were new. Raises PaymentRefused."""
+    postings = [
+        Posting(
             user_id=entry.user_id,
             key=entry.key,
             type=entry.type,
@@ -91,32 +164,41 @@ async def pay(store: Store, entries: Sequence[Entry], traces: Mapping[UUID, str]
             settlement_version=entry.settlement_version,
             traceparent=traces.get(entry.bet_id),
         )
-        by_server[store.server_of(entry.user_id)][entry.key] = posting
-
-    async def pay_server(server: int, postings: list[Posting]) -> int:
-        async with store.connection(server) as connection, asyncio.timeout(_timeout_s(store)):
-            rows = await post_entries(connection, store.sql["post"], CREATED_BY, postings)
-        for posting, row in zip(postings, rows, strict=True):
-            if row["status"] == NOT_HERE:
-                store.learn_routes()
-                raise ShardNotHere(f"the shard of wallet {posting.user_id} is not on server {server}")
-            if row["status"] not in (Outcome.ACCEPTED, Outcome.REPLAYED):
-                raise PaymentRefused(f"{posting.key}: {row['status']}")
-        return sum(row["status"] == Outcome.ACCEPTED for row in rows)
-
-    results = await asyncio.gather(
-        *(pay_server(server, list(postings.values())) for server, postings in by_server.items()),
-        return_exceptions=True,
-    )
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return sum(result for result in results if isinstance(result, int))
+        for entry in entries
+    ]
+    rows = await post_entries(connection, post_sql, CREATED_BY, postings)
+    for posting, row in zip(postings, rows, strict=True):
+        if row["status"] == NOT_HERE:
+            raise ShardNotHere(f"the shard of wallet {posting.user_id} is being moved, or was")
+        if row["status"] not in (Outcome.ACCEPTED, Outcome.REPLAYED):
+            raise PaymentRefused(f"{posting.key}: {row['status']}")
+    return sum(row["status"] == Outcome.ACCEPTED for row in rows)
 
 
 def _timeout_s(store: Store) -> float:
     """Return how long to wait for a statement that the server should have ended itself."""
     return store.config.statement_timeout_ms / 1000 + 1
+
+
+class _Terms(NamedTuple):
+    """What a settlement version is to do."""
+
+    version: int
+    ruling: Ruling
+    corrected: Ruling | None
+    """The ruling of the version before; None for the first settlement of a match."""
+    commission_bps: int
+
+    @classmethod
+    def of_row(cls, row: asyncpg.Record) -> Self:
+        """Return the terms of a row of `settlement`."""
+        before = row["corrected_kind"]
+        return cls(
+            row["settlement_version"],
+            Ruling(SettlementKind(row["kind"]), row["result"]),
+            None if before is None else Ruling(SettlementKind(before), row["corrected_result"]),
+            row["commission_bps"],
+        )
 
 
 class Settlement:
@@ -142,37 +224,49 @@ class Settlement:
             low = self._match_id.int & 0x7FFF_FFFF
             if not (await self._fetch("try_lock", SETTLEMENT_CLASS, low))[0]["granted"]:
                 return False
-            rows = await self._fetch("settlement", self._match_id)
+            rows = await self._fetch("settlement", self._match_id, self._store.config.commission_bps)
             if not rows:
                 return False
-            version, position = rows[0]["settlement_version"], rows[0]["last_arrival"]
-            kind, outcome = SettlementKind(rows[0]["kind"]), rows[0]["result"]
-            while True:
-                page = await self._fetch("page", self._match_id, position, page_orders)
-                if not page:
-                    break
+            terms = _Terms.of_row(rows[0])
+            position = rows[0]["last_arrival"]
+            page = await self._fetch("page", self._match_id, position, page_orders)
+            while page:
                 orders = [order_of(row) for row in page]
-                self.entries += await pay(self._store, self._entries(orders, kind, outcome, version))
                 reached = orders[-1].arrival
-                await self._move("mark_page", version, position, reached)
+                # What is read of an order never changes once its match is being settled, so the next page can be
+                # read while this one is posted.
+                posted, page = await asyncio.gather(
+                    self._settle_page(orders, terms), self._fetch("page", self._match_id, reached, page_orders)
+                )
+                self.entries += posted
+                await self._move("mark_page", terms.version, position, reached)
                 position = reached
                 self.bets += len(orders)
-            await self._move("finish", version, position)
+            await self._move("finish", terms.version, position)
             return True
         finally:
             self._connection.terminate()
 
-    def _entries(self, orders: Sequence[Order], kind: SettlementKind, result: str | None, version: int) -> list[Entry]:
+    async def _settle_page(self, orders: Sequence[Order], terms: _Terms) -> int:
+        """Post what a page of orders gets or gives back; return how many entries were new."""
         entries: list[Entry] = []
+        corrections: list[Correction] = []
         for order in orders:
             # The refund of a cancelled bet has its own event, which may still be under way: a match is
             # settled only when every bet of it is paid, so it is paid here if it is not yet.
             entries += cancel_entries(order.user_id, order.match_id, order.bet_id, order.cancel_refund)
             try:
-                entries += entries_of(order, kind, result, version, self._store.config.commission_bps)
+                if terms.corrected is None:
+                    entries += entries_of(order, *terms.ruling, terms.version, terms.commission_bps)
+                else:
+                    correction = correction_of(
+                        order, terms.corrected, terms.ruling, terms.version, terms.commission_bps
+                    )
+                    if correction is not None:
+                        corrections.append(correction)
             except ValueError as error:
                 raise PaymentRefused(str(error)) from error
-        return entries
+        return await pay(self._store, entries) + await correct(self._store, corrections)
 
     async def _move(self, query: str, *args: object) -> None:
         if not await self._fetch(query, self._match_id, *args):
@@ -323,13 +417,9 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
     store = Store(config, "ledger_settler")
     settler = Settler(store)
     consumer = Consumer(config, GROUP, TOPICS, name, settler.lane_of)
-    settling = asyncio.create_task(settler.settle_all(stopping))
-
-    async def ready() -> str | None:
-        return "settlements have stopped; see the log" if settling.done() else None
-
+    settling = asyncio.create_task(settler.settle_all(stopping), name="settlements")
     try:
-        await run_worker(port, lambda: consumer.run_once(settler.handle), ready, stopping)
+        await run_worker(port, lambda: consumer.run_once(settler.handle), always_ready, stopping, [settling])
     finally:
         await asyncio.wait([settling], timeout=STOP_WITHIN_S)
         settling.cancel()

@@ -24,6 +24,7 @@ from enum import StrEnum
 import asyncpg
 import msgspec
 
+from reference.cache import Cache
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable
 from reference.sql import load_sql
@@ -57,6 +58,10 @@ DELETE_ROWS = 10_000
 
 MOVED = {"ledger": ("wallet_ledger", "amount"), "bets": ("bets", "reserve"), "refusals": ("refusals", "shard")}
 """What moves with its rows: the table, and a column of numbers whose sum is compared."""
+
+
+READ_MODEL = {"projection": "wallet_balance_projection", "stats": "wallet_stats"}
+"""What follows from the entries and moves with them, so that reads cost and say the same on the new server."""
 
 
 class Phase(StrEnum):
@@ -226,6 +231,8 @@ class _Move:
         self._servers: dict[int, _Server] = {}
         self._columns: dict[str, list[str]] = {}
         self._given_up = False
+        self._cache = Cache(config)
+        stack.push_async_callback(self._cache.close)
 
     async def run(self, target: int) -> Moved:
         """Bring an earlier move to its end, then move the shard unless it is there."""
@@ -267,7 +274,7 @@ class _Move:
                 raise MoveRefused(f"another command is moving shard {self._shard}; wait for it or end it")
             self._servers[index] = _Server(server.name, index, main, side)
         goal = self._servers[target].main
-        for table in [*(table for table, _ in MOVED.values()), "wallet_balance_projection"]:
+        for table in [*(table for table, _ in MOVED.values()), *READ_MODEL.values()]:
             columns = [await server.main.fetchval(self._sql["columns"], table) for server in self._servers.values()]
             self._columns[table] = await goal.fetchval(self._sql["columns"], table)
             if any(sorted(found) != sorted(self._columns[table]) for found in columns):
@@ -325,8 +332,14 @@ class _Move:
                 f"the relay of {source.name} has not published the events of shard {self._shard} for "
                 f"{BACKLOG_WAIT_S:g} s: is Kafka well, and the relay?"
             )
+        await self._begin_cache(target)
         for attempt in range(1, FREEZE_TRIES + 1):
             await self._send_marks(target, source)
+            if not await self._projected(source, BACKLOG_WAIT_S):
+                raise MoveRefused(
+                    f"the projection of shard {self._shard} is behind for {BACKLOG_WAIT_S:g} s: is the projector well?"
+                )
+            await self._copy_read_model(source, target)
             frozen = await self._freeze(source, target, epoch)
             if frozen is not None:
                 freeze_ms, copied = frozen
@@ -409,7 +422,7 @@ class _Move:
             async with asyncio.TaskGroup() as group:
                 published = group.create_task(self._published(source, FREEZE_TRY_MS / 1000))
                 copying = group.create_task(self._copy_rest(source, target))
-            if not published.result():
+            if not published.result() or not await self._projected_rest(source, target):
                 return None
             await self._give_up(source, target, epoch)
         finally:
@@ -417,6 +430,8 @@ class _Move:
                 for connection in (source.main, target.side):
                     with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                         await connection.execute("ROLLBACK")
+        # What readers with old routes find in the cache was written before; what is written after counts no more.
+        await self._cache.begin(source.name, (await self._cache.get(source.name, 0)).epoch)
         await self._accept(target, epoch + 1)
         return (time.monotonic() - began) * 1000, copying.result()
 
@@ -426,6 +441,43 @@ class _Move:
         for name in MOVED:
             await self._compare(name, "all", "count", (source, target))
         return copied
+
+    async def _projected(self, source: _Server, within_s: float) -> bool:
+        """Wait until the projection has every entry that the target has; return whether that happened in time."""
+        deadline = time.monotonic() + within_s
+        while await source.main.fetchval(self._text("unprojected")):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(10 * POLL_S)
+        return True
+
+    async def _projected_rest(self, source: _Server, target: _Server) -> bool:
+        """Wait until the projection has the entries copied last, and copy their wallets' rows after it.
+
+        The new server's progress says nothing of events that the old one's relay sent: its projection must be
+        complete in them when it takes over, or it would look fresher than it is.
+        """
+        heads = await target.main.fetch(self._sql["incoming_heads"])
+        users, seqs = [row["user_id"] for row in heads], [row["seq"] for row in heads]
+        deadline = time.monotonic() + FREEZE_TRY_MS / 1000
+        while await source.side.fetchval(self._text("unprojected_of"), users, seqs):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(POLL_S)
+        table = READ_MODEL["projection"]
+        rows = await source.side.fetch(self._text("some_projection", table), users)
+        await target.main.execute(self._sql["make_incoming_projection"])
+        await target.main.copy_records_to_table(
+            "incoming_projection", records=[tuple(row) for row in rows], columns=self._columns[table]
+        )
+        await target.main.execute(self._text("merge_projection", table))
+        return True
+
+    async def _begin_cache(self, target: _Server) -> None:
+        """Let nothing count that the cache kept from an earlier stay of the shard on its new server."""
+        epoch = (await self._cache.get(target.name, 0)).epoch
+        if await self._cache.begin(target.name, epoch) is None:
+            raise MoveRefused("Redis does not answer, and what it may keep of the shard must not count: try again")
 
     async def _give_up(self, source: _Server, target: _Server, epoch: int) -> None:
         """Commit on the old server that the shard is the new one's, which has its copy by then and is told so."""
@@ -500,7 +552,9 @@ class _Move:
         if attached is None and not await old.main.fetchval(self._text("remains")):
             return False
         await old.main.execute(self._sql["unprepare"], self._shard)
-        await self._move_projection(old, holder)
+        async with old.main.transaction():
+            await old.main.execute(self._sql["projection_barrier"])
+        await self._copy_read_model(old, holder)
         if attached is not None:
             await self._send_marks(old, holder)
             for name in MOVED:
@@ -517,18 +571,16 @@ class _Move:
         await self._delete_rows(old)
         return True
 
-    async def _move_projection(self, old: _Server, holder: _Server) -> None:
-        """Bring the projection over; a row of the new server that is newer wins."""
-        async with old.main.transaction():
-            await old.main.execute(self._sql["projection_barrier"])
-        table = "wallet_balance_projection"
-        await holder.main.execute(self._sql["make_incoming_projection"])
-        query = self._text("all_projection", table)
-        await self._pipe(old.main, query, holder.main, "incoming_projection", self._columns[table])
-        await holder.main.execute(self._text("merge_projection", table))
+    async def _copy_read_model(self, source: _Server, target: _Server) -> None:
+        """Bring projection and statistics over; a row of the target that is newer wins."""
+        await target.main.execute(self._sql["make_incoming_projection"])
+        for name, table in READ_MODEL.items():
+            query = self._text(f"all_{name}", table)
+            await self._pipe(source.side, query, target.main, f"incoming_{name}", self._columns[table])
+            await target.main.execute(self._text(f"merge_{name}", table))
 
     async def _delete_rows(self, server: _Server) -> None:
-        for name in ("delete_bets", "delete_refusals", "delete_projection"):
+        for name in ("delete_bets", "delete_refusals", "delete_projection", "delete_stats", "delete_rebuilds"):
             while await server.main.execute(self._text(name), DELETE_ROWS) == f"DELETE {DELETE_ROWS}":
                 continue
 

@@ -18,13 +18,14 @@ import asyncpg
 
 from reference import metrics
 from reference.config import ServerConfig, ServiceConfig
-from reference.errors import LedgerError, NotPosted, ServerUnavailable, ShardNotHere, UnknownOutcome
+from reference.errors import LedgerError, NotPosted, PayoutsPaused, ServerUnavailable, ShardNotHere, UnknownOutcome
 from reference.routing import SHARD_NOT_HERE, SHARDS, shard_of, shard_of_match
 from reference.sql import load_sql
 
 log = logging.getLogger("ledgerproof.store")
 
 CONNECT_TIMEOUT_S = 1.0
+HANG_UP_TIMEOUT_S = 1.0
 POOL_SIZE = 4
 LEADER_CLASS = 7
 """First half of the two-part advisory lock keys of leaders; wallet locks use the one-part key space."""
@@ -42,6 +43,9 @@ MOVING_WAITERS_MAX = 4096
 
 _Result = TypeVar("_Result")
 
+PAYOUTS_PAUSED = "LP001"
+"""The error code by which `payouts_open` refuses."""
+
 # Errors a server sends while it dies or is killed: the transaction may have committed just before.
 _DYING = (
     asyncpg.AdminShutdownError,
@@ -57,6 +61,8 @@ def meaning_of(error: BaseException) -> LedgerError:
         return error
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate == SHARD_NOT_HERE:
         return ShardNotHere(str(error))
+    if isinstance(error, asyncpg.PostgresError) and error.sqlstate == PAYOUTS_PAUSED:
+        return PayoutsPaused(str(error))
     if isinstance(error, asyncpg.DataError):
         # The driver refused to encode an argument (an InterfaceError too): nothing was sent.
         return NotPosted(f"{type(error).__name__}: {error}")
@@ -109,6 +115,18 @@ class Routes:
         """Return how often the shard was moved, as far as known."""
         return self._epochs[shard]
 
+    def shards_of(self, server: int) -> list[int]:
+        """Return the shards that a server holds as far as known, ascending."""
+        return [shard for shard, holder in enumerate(self.table) if holder == server]
+
+
+async def hang_up(connection: asyncpg.Connection) -> None:
+    """Close a connection in order if the server plays along, and in any case."""
+    try:
+        await connection.close(timeout=HANG_UP_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
+
 
 class Store:
     """Connections of one process to all servers, under one database role."""
@@ -133,8 +151,6 @@ class Store:
 
     async def connect(self, server: int) -> asyncpg.Connection:
         """Open a connection of this role outside the pool; the caller closes it. Raises ServerUnavailable."""
-        if not self.routes.complete:
-            self.learn_routes()
         try:
             return await connect(
                 self.config.servers[server],
@@ -161,7 +177,7 @@ class Store:
             healthy = True
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             meaning = meaning_of(error)
-            healthy = isinstance(meaning, NotPosted | ShardNotHere)
+            healthy = isinstance(meaning, NotPosted | ShardNotHere | PayoutsPaused)
             raise meaning from error
         except LedgerError:
             healthy = True
@@ -198,6 +214,8 @@ class Store:
         The action must raise ShardNotHere if it found that the server does not hold the shard, and have had no
         effect then. That error leaves when `command_deadline_ms` have passed, or too many calls are waiting.
         """
+        if not self.routes.complete:
+            self.learn_routes()
         try:
             return await action(self.server_of(user_id))
         except ShardNotHere:

@@ -8,12 +8,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import msgspec
+from opentelemetry.trace import SpanKind
 
 from reference import metrics
 from reference.commands import Contra, EntryType, Outcome
@@ -26,15 +26,19 @@ from reference.errors import (
     UnknownOutcome,
 )
 from reference.routing import NOT_HERE
-from reference.store import Store, columns, meaning_of
+from reference.store import Store, meaning_of
+from reference.tracing import Tracing, is_sampled
 
 RECONNECT_AFTER_S = 0.1
 """After a failed connection attempt commands are refused at once for this long."""
 SWEEP_EVERY_S = 0.1
+LINGER_FROM = 20
+"""Commands in one sweep from which a small batch waits `writer_linger_ms` for company: fewer would wait in vain."""
+LINGER_BATCH = 64
+"""A batch of this many does not wait: a commit shared by more costs hardly less for each."""
 
 
-@dataclass(slots=True, frozen=True)
-class Posting:
+class Posting(msgspec.Struct, frozen=True):
     """One entry to post: who, how much, against which account, under which key."""
 
     user_id: int
@@ -57,8 +61,7 @@ class Posting:
     traceparent: str | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class Posted:
+class Posted(msgspec.Struct, frozen=True):
     """The answer to a posting. `outcome` is the original answer when `replayed`."""
 
     outcome: str
@@ -70,8 +73,7 @@ class Posted:
     """Set with REPLAYED_DIFFERENTLY: the first field that differs from the original command."""
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct):
     posting: Posting
     future: asyncio.Future[Posted]
     deadline: float
@@ -79,27 +81,25 @@ class _Waiting:
 
 def arguments(created_by: str, postings: Sequence[Posting]) -> list[object]:
     """Return the parallel arrays that `ledger_post` takes."""
-    rows = [
-        (
-            p.user_id,
-            p.key,
-            p.type.value,
-            p.amount,
-            p.contra.value,
-            p.match_id,
-            p.bet_id,
-            p.settlement_version,
-            p.outcome,
-            p.side,
-            p.odds,
-            p.stake,
-            p.refusal,
-            p.command.decode(),
-            p.traceparent,
-        )
-        for p in postings
+    # One comprehension a column: this runs for every command of every batch.
+    return [
+        created_by,
+        [p.user_id for p in postings],
+        [p.key for p in postings],
+        [p.type.value for p in postings],
+        [p.amount for p in postings],
+        [p.contra.value for p in postings],
+        [p.match_id for p in postings],
+        [p.bet_id for p in postings],
+        [p.settlement_version for p in postings],
+        [p.outcome for p in postings],
+        [p.side for p in postings],
+        [p.odds for p in postings],
+        [p.stake for p in postings],
+        [p.refusal for p in postings],
+        [p.command.decode() for p in postings],
+        [p.traceparent for p in postings],
     ]
-    return [created_by, *columns(rows, 15)]
 
 
 async def post_entries(
@@ -119,6 +119,9 @@ def difference(asked: bytes, stored: str | bytes) -> str | None:
     """Return the first field in which two commands under one key differ, or None."""
     first: dict[str, Any] = msgspec.json.decode(asked)
     second: dict[str, Any] = msgspec.json.decode(stored)
+    if second.get("op") == "rollback":
+        # A tombstone: whatever comes under this key is answered that it was rolled back.
+        return None
     for name in sorted(first.keys() | second.keys(), key=lambda name: (name != "op", name)):
         if first.get(name) != second.get(name):
             return name
@@ -128,11 +131,13 @@ def difference(asked: bytes, stored: str | bytes) -> str | None:
 class Writer:
     """Batches the commands of one process for one server."""
 
-    def __init__(self, store: Store, server: int, created_by: str) -> None:
+    def __init__(self, store: Store, server: int, created_by: str, tracing: Tracing) -> None:
         self._store = store
         self._server = server
         self._name = store.config.servers[server].name
+        self._post_seconds = metrics.DB_QUERY_SECONDS.labels("post", self._name)
         self._created_by = created_by
+        self._tracing = tracing
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._connection: asyncpg.Connection | None = None
@@ -140,12 +145,20 @@ class Writer:
         self._busy = False
         self._idle = asyncio.Event()
         self._draining = False
+        self._batch_began_s: float | None = None
+        self._arrivals = 0
+        self._lingers = False
         self._tasks: list[asyncio.Task[None]] = []
         self._singles: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Start the batching loop."""
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._sweep())]
+
+    @property
+    def batch_age_s(self) -> float:
+        """How long the batch under way has been in the database; 0 without one."""
+        return 0.0 if self._batch_began_s is None else time.monotonic() - self._batch_began_s
 
     async def stop(self) -> None:
         """Post what was admitted, refuse what comes later, then close the connection."""
@@ -167,15 +180,23 @@ class Writer:
         Raises NotAdmitted (QueueFull, DeadlineExceeded, ServerUnavailable) or NotPosted when it certainly was not
         posted, and UnknownOutcome when it may have been.
         """
+        return await self.submit(posting)
+
+    def submit(self, posting: Posting) -> asyncio.Future[Posted]:
+        """Admit one command and return its answer to come; commands of one wallet are posted in order of admission.
+
+        Raises NotAdmitted at once when it cannot be admitted; the future fails as `post` raises.
+        """
         now = time.monotonic()
         if self._draining or now < self._down_until:
             raise ServerUnavailable(f"{self._name} is not available; try again")
         if len(self._queue) >= self._store.config.writer_queue:
             raise QueueFull(f"{len(self._queue)} commands are waiting for {self._name}")
         future: asyncio.Future[Posted] = asyncio.get_running_loop().create_future()
+        self._arrivals += 1
         self._queue.append(_Waiting(posting, future, now + self._store.config.command_deadline_ms / 1000))
         self._arrived.set()
-        return await future
+        return future
 
     async def _sweep(self) -> None:
         """Refuse commands whose deadline passed, also while a batch hangs in the database."""
@@ -185,6 +206,8 @@ class Writer:
             while self._queue and self._queue[0].deadline < now:
                 waiting = self._queue.popleft()
                 _fail(waiting, DeadlineExceeded(f"waited too long for {self._name}"))
+            self._lingers = self._arrivals >= LINGER_FROM
+            self._arrivals = 0
             metrics.WRITER_QUEUE.labels(self._name).set(len(self._queue))
 
     async def _run(self) -> None:
@@ -193,7 +216,12 @@ class Writer:
             self._arrived.clear()
             self._busy = True
             while self._queue:
-                await self._post_batch(self._take_batch())
+                if self._lingers and len(self._queue) < LINGER_BATCH and not self._draining:
+                    await asyncio.sleep(self._store.config.writer_linger_ms / 1000)
+                batch = self._take_batch()
+                if batch:
+                    await self._post_batch(batch)
+                    self._batch_began_s = None
             self._busy = False
             self._idle.set()
 
@@ -221,7 +249,7 @@ class Writer:
             _fail_all(batch, error)
             self._fail_queue(error)
             return
-        started = time.monotonic()
+        started = self._batch_began_s = time.monotonic()
         try:
             rows = await asyncio.wait_for(
                 post_entries(
@@ -241,8 +269,30 @@ class Writer:
             else:
                 self._split(batch, meaning)
             return
-        metrics.DB_QUERY_SECONDS.labels("post", self._name).observe(time.monotonic() - started)
+        took_s = time.monotonic() - started
+        self._post_seconds.observe(took_s)
+        self._trace(batch, took_s)
         await self._deliver(connection, batch, rows)
+
+    def _trace(self, batch: Sequence[_Waiting], took_s: float) -> None:
+        """Record the committed batch in the trace of every command in it that has one."""
+        ended_ns = 0
+        for waiting in batch:
+            traceparent = waiting.posting.traceparent
+            if is_sampled(traceparent):
+                ended_ns = ended_ns or time.time_ns()
+                self._tracing.record(
+                    "ledger_post",
+                    traceparent,
+                    kind=SpanKind.CLIENT,
+                    started_ns=ended_ns - int(took_s * 1e9),
+                    ended_ns=ended_ns,
+                    attributes={
+                        "db.system.name": "postgresql",
+                        "server.address": self._name,
+                        "db.operation.batch.size": len(batch),
+                    },
+                )
 
     async def _deliver(
         self, connection: asyncpg.Connection, batch: Sequence[_Waiting], rows: Sequence[asyncpg.Record]

@@ -30,10 +30,10 @@ def render(run_folder: Path) -> Path:
         trim_blocks=True,
     )
     text = environment.get_template("report.html.j2").render(page=page)
-    return _write_whole(run_folder / "report.html", text)
+    return write_whole(run_folder / "report.html", text)
 
 
-def _write_whole(path: Path, text: str) -> Path:
+def write_whole(path: Path, text: str) -> Path:
     """Replace the file at once, so that a reader never sees half a page."""
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=".report-", suffix=".html", delete=False

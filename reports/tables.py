@@ -85,7 +85,7 @@ class WitnessGroup:
     more: str
 
 
-def _table(
+def make_table(
     caption: str,
     columns: Sequence[Column],
     rows: Iterable[Sequence[str | Cell]],
@@ -110,7 +110,7 @@ def sla(verdict: Verdict) -> Table | None:
             return Cell("informational", "soft")
         return Cell("met", "good") if met else Cell("missed", "bad")
 
-    return _table(
+    return make_table(
         "Service levels: target, measured value and its interval",
         [
             Column("Metric"),
@@ -154,7 +154,7 @@ def faults(verdict: Verdict) -> Table | None:
         for fault in verdict.faults[:MAX_FAULTS]
     ]
     more = len(verdict.faults) - len(rows)
-    return _table(
+    return make_table(
         "Faults as requested and as measured" + (f"; {more} more in verdict.json" if more else ""),
         [
             Column("Fault", "keep"),
@@ -172,7 +172,7 @@ def faults(verdict: Verdict) -> Table | None:
 
 def shard_moves(verdict: Verdict) -> Table | None:
     """Return the shards that were moved during the load, and how long their wallets waited."""
-    return _table(
+    return make_table(
         "Shards moved to another server under load",
         [
             Column("Shard", "keep"),
@@ -206,7 +206,7 @@ def interruptions(run: RunFolder) -> Table | None:
     """Return the processes that did not answer although no fault was aimed at them."""
     found = tallies.interruptions(run)
     more = f"; {len(found) - MAX_INTERRUPTIONS} more in timeline.parquet" if len(found) > MAX_INTERRUPTIONS else ""
-    return _table(
+    return make_table(
         f"Processes that did not answer although no fault was aimed at them{more}",
         [
             Column("Process", "keep"),
@@ -233,7 +233,7 @@ def phases(clock: tallies.Clock | None) -> Table | None:
     """Return the phases that the figures name."""
     if clock is None:
         return None
-    return _table(
+    return make_table(
         "Phases of the run, as named on the figures",
         [Column("Phase", "keep"), Column("From", "num"), Column("Until", "num"), Column("What happens")],
         (
@@ -258,7 +258,7 @@ def anomalies(verdict: Verdict) -> Table | None:
                 Cell(integer(count), "bad") if count else Cell("0"),
             ]
         )
-    return _table(
+    return make_table(
         "Every code that was checked and how often it fired",
         [Column("Code", "keep"), Column("Name", "keep"), Column("What it would mean"), Column("Count", "num")],
         rows,
@@ -268,7 +268,7 @@ def anomalies(verdict: Verdict) -> Table | None:
 
 def undecided(verdict: Verdict) -> Table | None:
     """Return the codes whose check was tried and failed, which proves as little as no check."""
-    return _table(
+    return make_table(
         "Codes whose check could not be carried out, and why",
         [Column("Code", "keep"), Column("Why")],
         ([Cell(code, "strong"), why] for code, why in sorted(verdict.unchecked.items())),
@@ -285,7 +285,7 @@ def witnesses(verdict: Verdict) -> list[WitnessGroup]:
         found = by_code[code]
         name, meaning = CODES.get(code, ("", "a code this version of the report does not know"))
         count = verdict.anomalies.get(code, len(found))
-        table = _table(
+        table = make_table(
             f"{code}: {meaning}",
             [
                 Column("Key", "code"),
@@ -317,7 +317,7 @@ def witnesses(verdict: Verdict) -> list[WitnessGroup]:
 
 def fates(run: RunFolder) -> Table | None:
     """Return what became of the unknown outcomes."""
-    return _table(
+    return make_table(
         "What became of the unknown outcomes",
         [Column("Fate", "keep"), Column("Attempts", "num"), Column("Meaning")],
         ([Cell(fate.name, "strong"), integer(fate.count), Cell(fate.meaning, "soft")] for fate in tallies.fates(run)),
@@ -327,7 +327,7 @@ def fates(run: RunFolder) -> Table | None:
 
 def sometimes(verdict: Verdict) -> Table | None:
     """Return the situations a proof has to have met, those not seen last."""
-    return _table(
+    return make_table(
         "Situations and how often this run met them",
         [Column("Situation"), Column("Times", "num")],
         (
@@ -354,7 +354,7 @@ def operations(counted: list[Operation]) -> Table | None:
 
     ordered = sorted(counted, key=place)
     opens = [not index or ordered[index - 1].op != row.op for index, row in enumerate(ordered)]
-    return _table(
+    return make_table(
         "Attempts and latencies (milliseconds) by operation and phase",
         [
             Column("Operation", "keep"),
@@ -380,7 +380,7 @@ def usage(run: RunFolder) -> Table | None:
     """Return memory (MB) and processor use of each process."""
     if run.series is None:
         return None
-    return _table(
+    return make_table(
         "Memory and processor use of each process",
         [
             Column("Process", "keep"),
@@ -406,7 +406,7 @@ def usage(run: RunFolder) -> Table | None:
 
 def files(run: RunFolder) -> Table | None:
     """Return the files of the run folder by group."""
-    return _table(
+    return make_table(
         f"In {run.path.name}/",
         [Column("Name", "code"), Column("Files", "num"), Column("Size", "num")],
         ([group.name, integer(group.files), size(group.size_bytes)] for group in run.files),

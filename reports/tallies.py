@@ -339,7 +339,9 @@ def fates(run: RunFolder) -> list[Fate]:
             Fate("Refused", effect.get("refused", 0), "the service had refused it and kept the refusal"),
             Fate("Not applied", effect.get("none", 0), "it never happened: no entry carries the key"),
         ]
-    result.append(Fate("On a bet or match", other.height, "cancel, close, settle, void: looked up in their own tables"))
+    result.append(
+        Fate("On a bet or match", other.height, "cancel, close, settle, void, resettle: looked up in their own tables")
+    )
     return [fate for fate in result if fate.count]
 
 

@@ -155,6 +155,7 @@ OPERATIONS: dict[str, str] = {
     "create_match": "Create match",
     "close_match": "Close match",
     "settle_match": "Settle match",
+    "resettle_match": "Settle match again",
     "void_match": "Void match",
 }
 

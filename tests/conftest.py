@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A machine that does other things at the same time must not fail a property.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 MARKED_FOLDERS = {"unit", "machine", "stack", "faults", "browser"}
 

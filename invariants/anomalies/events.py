@@ -7,7 +7,7 @@ import polars as pl
 
 from invariants.anomalies.common import NOTHING, Found, as_keys, found
 from invariants.run import Run
-from reference.commands import TOPIC_OF, EventType
+from reference.commands import BALANCE_TOPIC, TOPIC_OF, EventType
 
 WALLET_EVENTS: Final = (EventType.BET_CREATED.value, EventType.ENTRY_POSTED.value)
 """Events of which every entry has exactly one."""
@@ -51,7 +51,7 @@ _PAYLOAD: Final[dict[str, pl.DataType]] = {
 
 
 def a11_projection(run: Run) -> Found:
-    """A11 projection: the read model or the cache contradicts the ledger.
+    """A11 projection: the read model, the cache or the stream of balance updates contradicts the ledger.
 
     A projection row must exist for every wallet with entries. Its balance, and that of a cached value, must
     be the ledger's at the very seq it names; a seq the ledger does not have is ahead of it. A missing cache
@@ -59,8 +59,13 @@ def a11_projection(run: Run) -> Found:
     """
     entries = run.entries.select("user_id", "seq", "balance_snapshot").unique(["user_id", "seq"], keep="first")
     total = NOTHING
-    for name in ("projection", "redis"):
-        rows = run.table(name).join(entries, on=["user_id", "seq"], how="left").rename({"user_id": "user"})
+    sources = {
+        "projection": run.table("projection"),
+        "redis": run.table("redis"),
+        BALANCE_TOPIC: run.balance_updates.select("user_id", "balance", "seq"),
+    }
+    for name, told in sources.items():
+        rows = told.join(entries, on=["user_id", "seq"], how="left").rename({"user_id": "user"})
         empty = (pl.col("seq") == 0) & (pl.col("balance") == 0)
         wrong = rows.filter(pl.col("balance").ne_missing(pl.col("balance_snapshot")) & ~empty)
         total += found(

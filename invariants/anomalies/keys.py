@@ -3,7 +3,7 @@
 import polars as pl
 
 from invariants.anomalies.common import Found, Row, as_keys, asked_for, bodies, found, seconds
-from invariants.fates import OTHER_BODY_STATUS, Fate, states_reached
+from invariants.fates import OTHER_BODY_STATUS, Fate, first_results, states_reached
 from invariants.history import FINAL_RETRY
 from invariants.run import Run
 
@@ -145,6 +145,14 @@ def _unfounded_system_entries(run: Run) -> Found:
         .then((pl.col("type") == "PAYOUT") & (pl.col("contra") == "ESCROW"))
         .when(pl.col("kind") == "COMMISSION")
         .then((pl.col("type") == "DEBIT") & (pl.col("contra") == "HOUSE"))
+        .when(pl.col("named_version") < 2)
+        .then(pl.lit(False))
+        .when(pl.col("kind") == "TAKE_BACK")
+        .then((pl.col("type") == "DEBIT") & (pl.col("contra") == "ESCROW"))
+        .when(pl.col("kind") == "COMMISSION_BACK")
+        .then((pl.col("type") == "REFUND") & (pl.col("contra") == "HOUSE"))
+        .when(pl.col("kind") == "ADVANCE")
+        .then((pl.col("type") == "CREDIT") & (pl.col("contra") == "HOUSE"))
         .otherwise(pl.lit(False))
     )
     founded = (
@@ -167,11 +175,18 @@ def _unfounded_system_entries(run: Run) -> Found:
 
 
 def _unasked_settlements(run: Run) -> Found:
-    kind = pl.when(pl.col("op") == "void_match").then(pl.lit("VOID")).otherwise(pl.lit("SETTLE"))
-    tried = run.attempts.filter(pl.col("op").is_in(["settle_match", "void_match"])).select(
-        "match_id", "cls", kind.alias("kind"), pl.col("selection").alias("asked_result")
+    # The first settlement of a match is asked for by settle or void, the others by resettle.
+    op = pl.col("op")
+    void = (op == "void_match") | ((op == "resettle_match") & pl.col("selection").is_null())
+    tried = run.attempts.filter(op.is_in(["settle_match", "void_match", "resettle_match"])).select(
+        "match_id",
+        "cls",
+        pl.when(void).then(pl.lit("VOID")).otherwise(pl.lit("SETTLE")).alias("kind"),
+        (op == "resettle_match").alias("again"),
+        pl.col("selection").alias("asked_result"),
     )
-    rows = run.table("settlements").join(tried, on=["match_id", "kind"], how="left")
+    made = run.table("settlements").with_columns((pl.col("settlement_version") > 1).alias("again"))
+    rows = made.join(tried, on=["match_id", "kind", "again"], how="left")
     # Where every attempt failed the settlement is A04's, so a failed attempt is enough to have asked here.
     asked = pl.col("cls").is_not_null() & (
         pl.col("asked_result").is_null() | pl.col("asked_result").eq_missing(pl.col("result"))
@@ -191,9 +206,12 @@ def a04_failed_but_applied(run: Run) -> Found:
     """A04 failed but applied: every attempt of a key was refused or certainly not done, and its effect exists.
 
     This also checks the claim `x-admitted: 0` and a refused connection make. Closing is left out for matches:
-    they close by themselves at their time.
+    they close by themselves at their time. So is a resettle to a result that the match had from the first.
     """
-    denied = run.fates.filter((pl.col("fate") == Fate.MUST_NOT.value) & (pl.col("op") != "close_match"))
+    from_the_first = first_results(run.final).with_columns(pl.lit(None, dtype=pl.Int64).alias("user"))
+    denied = run.fates.filter((pl.col("fate") == Fate.MUST_NOT.value) & (pl.col("op") != "close_match")).join(
+        from_the_first, on=_NAMES, how="anti", nulls_equal=True
+    )
     applied = denied.drop("seq").join(
         _effects(run).unique(_NAMES, keep="first"), on=_NAMES, how="inner", nulls_equal=True
     )

@@ -4,6 +4,7 @@ The rules of money are written from their specification, not taken from the serv
 the rules repeats their mistakes.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import polars as pl
@@ -19,6 +20,10 @@ ALLOWED_TRANSITIONS: Final = frozenset(
         ("SETTLING", "SETTLED"),
         ("OPEN", "VOID"),
         ("CLOSED", "VOID"),
+        # A match that is settled again, perhaps as void.
+        ("SETTLED", "SETTLING"),
+        ("VOID", "SETTLING"),
+        ("SETTLING", "VOID"),
     }
 )
 
@@ -120,12 +125,13 @@ def _torn_fills(run: Run) -> Found:
 
 
 def a27_paid_twice(run: Run) -> Found:
-    """A27 paid twice: more than one PAYOUT, or more than one REFUND, per bet and settlement version.
+    """A27 paid twice: more than one PAYOUT, or more than one REFUND, per bet, account and settlement version.
 
-    By bet, not by wallet: a payout posted once to each of two wallets is paid twice as well.
+    By bet, not by wallet: a payout posted once to each of two wallets is paid twice as well. A correction may
+    refund from HOUSE (commission given back) what it takes back into ESCROW.
     """
     paid = as_keys(run.system_entries).filter(pl.col("type").is_in(["PAYOUT", "REFUND"]))
-    rows = paid.group_by("bet_id", "type", "settlement_version").agg(
+    rows = paid.group_by("bet_id", "type", "contra", "settlement_version").agg(
         pl.len().alias("times"),
         pl.col("amount").sum(),
         pl.col("user").first(),
@@ -166,8 +172,13 @@ def a28_paid_wrong(run: Run) -> Found:
       matched liability, and DEBIT to HOUSE of ⌈net × commission / 10000⌉ (net: winnings for BACK, matched stake
       for LAY) plus for BACK the rounding residue, matched liability − winnings. Void: REFUND of reserve −
       returned.
+    - Settled again: the difference between what the new ruling and the one before it give. More out of escrow is
+      a PAYOUT (void: a REFUND), less is a DEBIT to ESCROW; less for the house is a REFUND from HOUSE, more a DEBIT
+      to HOUSE. If the wallet holds less than it must give back, then a CREDIT from HOUSE of exactly what it lacks,
+      before that DEBIT; the next version that pays the bet more takes it back with its DEBIT to HOUSE, as far as
+      the payment goes.
 
-    Payments of bets whose order never arrived are A26, and of matches with two settlements A29.
+    Payments of bets whose order never arrived are A26.
     """
     bets = run.table("bets").with_columns(
         reserve_rule(pl.col("side"), pl.col("odds"), pl.col("stake")).alias("right"),
@@ -272,37 +283,103 @@ def right_payments(run: Run) -> pl.DataFrame:
         )
 
     orders = _judged_orders(run)
-    single = run.table("settlements").filter(~pl.col("match_id").is_duplicated())
-    settled = orders.join(
-        single.select("match_id", "kind", "result", pl.col("settlement_version").alias("version")),
-        on="match_id",
-        how="inner",
+    rulings = (
+        run.table("settlements")
+        .unique(["match_id", "settlement_version"], keep="first", maintain_order=True)
+        .sort("match_id", "settlement_version")
+        .select("match_id", "kind", "result", pl.col("settlement_version").alias("version"))
     )
-    back = pl.col("side") == "BACK"
+    before = [pl.col(name).shift(1).over("match_id").alias(f"{name}_before") for name in ("kind", "result")]
+    ruled = orders.join(rulings.with_columns(before), on="match_id", how="inner")
     version = pl.col("version")
-    void = settled.filter(pl.col("kind") == "VOID")
-    played = settled.filter(pl.col("kind") == "SETTLE")
-    left_over = pl.when(back).then(pl.col("stake") - pl.col("fill_stake")).otherwise(
-        pl.col("reserve") - pl.col("fill_liability")
-    ) - pl.col("right_refund")
-    winners = played.filter((back == (pl.col("outcome") == pl.col("result"))) & (pl.col("fill_stake") > 0))
-    net = pl.when(back).then(pl.col("fill_winnings")).otherwise(pl.col("fill_stake"))
-    residue = pl.when(back).then(pl.col("fill_liability") - pl.col("fill_winnings")).otherwise(0)
-    commission = _ceil_div(net * run.config.commission_bps, 10_000) + residue
+    first = ruled.filter(pl.col("kind_before").is_null())
+    void = first.filter(pl.col("kind") == "VOID")
+    played = first.filter(pl.col("kind") == "SETTLE")
+    winners = played.filter(_wins("result"))
     return pl.concat(
         [
             payment(orders, "REFUND", "ESCROW", pl.lit(0), pl.col("right_refund")),
             payment(void, "REFUND", "ESCROW", version, pl.col("reserve") - pl.col("right_refund")),
-            payment(played, "REFUND", "ESCROW", version, left_over),
+            payment(played, "REFUND", "ESCROW", version, _left_over()),
             payment(winners, "PAYOUT", "ESCROW", version, pl.col("fill_stake") + pl.col("fill_liability")),
-            payment(winners, "DEBIT", "HOUSE", version, -commission),
+            payment(winners, "DEBIT", "HOUSE", version, -_charge(run)),
+            *_right_corrections(run, ruled.filter(pl.col("kind_before").is_not_null()), payment),
         ]
     )
 
 
+def _wins(result: str) -> pl.Expr:
+    """Return whether the matched part of a bet wins by the result in this column; false where it is null."""
+    back = pl.col("side") == "BACK"
+    return ((back == (pl.col("outcome") == pl.col(result))) & (pl.col("fill_stake") > 0)).fill_null(False)
+
+
+def _left_over() -> pl.Expr:
+    """Return what neither a fill nor a cancel used of a bet's reserve."""
+    return pl.when(pl.col("side") == "BACK").then(pl.col("stake") - pl.col("fill_stake")).otherwise(
+        pl.col("reserve") - pl.col("fill_liability")
+    ) - pl.col("right_refund")
+
+
+def _charge(run: Run) -> pl.Expr:
+    """Return what the house takes from a bet that wins: commission, and the rounding residue of a BACK."""
+    back = pl.col("side") == "BACK"
+    net = pl.when(back).then(pl.col("fill_winnings")).otherwise(pl.col("fill_stake"))
+    residue = pl.when(back).then(pl.col("fill_liability") - pl.col("fill_winnings")).otherwise(0)
+    return _ceil_div(net * run.config.commission_bps, 10_000) + residue
+
+
+def _right_corrections(
+    run: Run, ruled: pl.DataFrame, payment: Callable[[pl.DataFrame, str, str, pl.Expr, pl.Expr], pl.DataFrame]
+) -> list[pl.DataFrame]:
+    """Return the payments of settlements that correct an earlier one; `ruled` has a row per bet and such version."""
+
+    def out_of_escrow(kind: str, result: str) -> pl.Expr:
+        won = pl.when(_wins(result)).then(pl.col("fill_stake") + pl.col("fill_liability")).otherwise(0)
+        all_of_it = pl.col("reserve") - pl.col("right_refund")
+        return pl.when(pl.col(kind) == "VOID").then(all_of_it).otherwise(_left_over() + won)
+
+    def charged(result: str) -> pl.Expr:
+        return pl.when(_wins(result)).then(_charge(run)).otherwise(0)
+
+    rows = ruled.with_columns(
+        (out_of_escrow("kind", "result") - out_of_escrow("kind_before", "result_before")).alias("escrow"),
+        (charged("result") - charged("result_before")).alias("house"),
+    ).filter((pl.col("escrow") != 0) | (pl.col("house") != 0))
+    # What the house has advanced on a bet, and what the wallet held at that moment, only the ledger says.
+    booked = run.system_entries.filter(pl.col("contra") == "HOUSE")
+    booked = booked.select("bet_id", "settlement_version", "type", "amount", "balance_snapshot")
+    owed = (
+        rows.select("bet_id", "version")
+        .join(booked, on="bet_id", how="inner")
+        .filter(pl.col("settlement_version") < pl.col("version"))
+        .group_by("bet_id", "version")
+        .agg(pl.col("amount").sum().clip(0).alias("owed"))
+    )
+    advanced = booked.filter(pl.col("type") == "CREDIT").select(
+        "bet_id",
+        pl.col("settlement_version").alias("version"),
+        (pl.col("balance_snapshot") - pl.col("amount")).alias("held"),
+    )
+    rows = rows.join(owed, on=["bet_id", "version"], how="left").with_columns(pl.col("owed").fill_null(0))
+    short = rows.join(advanced.unique(["bet_id", "version"], keep="first"), on=["bet_id", "version"], how="inner")
+    version, escrow, house = pl.col("version"), pl.col("escrow"), pl.col("house")
+    paid = pl.col("kind").replace_strict({"VOID": "REFUND", "SETTLE": "PAYOUT"})
+    taken = house.clip(0)
+    repaid = pl.min_horizontal(pl.col("owed"), (escrow - taken).clip(0))
+    more = rows.filter(escrow > 0)
+    return [
+        payment(more.filter(paid == "REFUND"), "REFUND", "ESCROW", version, escrow),
+        payment(more.filter(paid == "PAYOUT"), "PAYOUT", "ESCROW", version, escrow),
+        payment(rows.filter(escrow < 0), "DEBIT", "ESCROW", version, escrow),
+        payment(rows.filter(house < 0), "REFUND", "HOUSE", version, -house),
+        payment(rows, "DEBIT", "HOUSE", version, -(taken + repaid)),
+        payment(short, "CREDIT", "HOUSE", version, (-escrow - pl.col("held")).clip(0)),
+    ]
+
+
 def _wrong_payments(run: Run) -> Found:
     names = ["user", "bet_id", "type", "contra", "settlement_version"]
-    resettled = run.table("settlements").filter(pl.col("match_id").is_duplicated()).select("match_id")
     cancelled = run.table("orders").filter(pl.col("cancelled_stake") > 0).select("bet_id").unique()
     known = run.table("orders").select("bet_id").unique()
     settled = run.table("settlements").select("match_id", "settlement_version").unique()
@@ -311,9 +388,9 @@ def _wrong_payments(run: Run) -> Found:
     founded = pl.concat(
         [
             paid.filter(pl.col("settlement_version") == 0).join(cancelled, on="bet_id", how="semi"),
-            paid.filter(pl.col("settlement_version") > 0)
-            .join(settled, on=["match_id", "settlement_version"], how="semi")
-            .join(resettled, on="match_id", how="anti"),
+            paid.filter(pl.col("settlement_version") > 0).join(
+                settled, on=["match_id", "settlement_version"], how="semi"
+            ),
         ]
     )
     firsts = founded.unique(names, keep="first", maintain_order=True).select(*names, "key", "seq", "amount")
@@ -332,7 +409,8 @@ def a29_illegal_transition(run: Run) -> Found:
     """A29 illegal transition: of a match or a bet, or a bet traded after its match closed.
 
     A match's transitions are numbered without gap, each from the state the one before reached, all of them
-    among ALLOWED_TRANSITIONS, and the match stands in the last. A settlement happens once. An order's state
+    among ALLOWED_TRANSITIONS, and the match stands in the last. Each settlement has a version of its own, counted
+    from 1, and another result than the one before it. An order's state
     agrees with its matched and cancelled stakes and with its match. No fill, and no order whose stake was not
     cancelled, is younger than the close of its match. Nobody trades with themself.
     """
@@ -345,6 +423,7 @@ def _match_steps(run: Run) -> Found:
     steps = steps.with_columns(
         pl.when(same).then(pl.col("to_state").shift(1)).alias("stood"),
         pl.when(same).then(pl.col("transition_no").shift(1)).alias("number_before"),
+        pl.when(same).then(pl.col("settlement_version").shift(1)).otherwise(0).alias("version_before"),
         (pl.col("match_id") != pl.col("match_id").shift(-1)).fill_null(True).alias("last"),
     )
     allowed = pl.DataFrame(
@@ -352,13 +431,23 @@ def _match_steps(run: Run) -> Found:
     )
     judged = steps.join(allowed.with_columns(legal=True), on=["from_state", "to_state"], how="left", nulls_equal=True)
     gap = (pl.col("number_before") + 1 != pl.col("transition_no")).fill_null(False)
-    illegal = judged.filter(pl.col("legal").is_null() | pl.col("stood").ne_missing(pl.col("from_state")) | gap)
+    to, source = pl.col("to_state"), pl.col("from_state")
+    settles = (to == "SETTLING") | ((to == "VOID") & source.ne_missing("SETTLING"))
+    wrong_version = pl.col("settlement_version") != pl.col("version_before") + settles.cast(pl.Int64)
+    illegal = judged.filter(
+        pl.col("legal").is_null()
+        | pl.col("stood").ne_missing(source)
+        | gap
+        | wrong_version
+        # The first settlement of a match leads to SETTLED; to VOID leads only one that corrects.
+        | ((to == "VOID") & source.eq_missing("SETTLING") & (pl.col("settlement_version") < 2))
+    )
     first = found(
         "A29",
         illegal.sort("match_id", "transition_no").drop("key", strict=False),
         lambda row: (
             f"match {row['match_id']} went {row['from_state']} → {row['to_state']} (transition"
-            f" {row['transition_no']}) when it stood in {row['stood']}"
+            f" {row['transition_no']}, version {row['settlement_version']}) when it stood in {row['stood']}"
         ),
     )
     ends = steps.filter(pl.col("last")).select("match_id", "to_state")
@@ -372,15 +461,21 @@ def _match_steps(run: Run) -> Found:
         astray.sort("match_id"),
         lambda row: f"match {row['match_id']} is {row['state']}, but its last transition led to {row['to_state']}",
     )
-    twice = run.table("settlements").group_by("match_id").agg(pl.len().alias("times"))
-    return (
-        first
-        + second
-        + found(
-            "A29",
-            twice.filter(pl.col("times") > 1).sort("match_id"),
-            lambda row: f"match {row['match_id']} was settled {row['times']} times",
-        )
+    return first + second + _settlement_versions(run)
+
+
+def _settlement_versions(run: Run) -> Found:
+    rulings = run.table("settlements").sort("match_id", "settlement_version")
+    same = pl.col("match_id").eq_missing(pl.col("match_id").shift(1))
+    version_before = pl.when(same).then(pl.col("settlement_version").shift(1)).otherwise(0)
+    unchanged = same & pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in ("kind", "result"))
+    return found(
+        "A29",
+        rulings.filter(unchanged | (pl.col("settlement_version") != version_before + 1)),
+        lambda row: (
+            f"match {row['match_id']} was settled as {row['result'] or row['kind']} under version"
+            f" {row['settlement_version']}, which is not the next one or changes nothing"
+        ),
     )
 
 
@@ -401,7 +496,7 @@ def _order_states(run: Run) -> Found:
         .when(state == "SETTLED")
         .then(pl.col("match_state").is_in(["SETTLING", "SETTLED"]))
         .when(state == "VOID")
-        .then(pl.col("match_state") == "VOID")
+        .then(pl.col("match_state").is_in(["VOID", "SETTLING"]))
         .otherwise(pl.lit(False))
     )
     return found(

@@ -70,7 +70,8 @@ def a12_money(run: Run) -> Found:
     - Over all servers: Σ of each wallet's last balance_snapshot + house + escrow ≠ what came from outside,
       where house, escrow and outside are sums over the entries' contra accounts.
     - Per match that is neither settled nor void: escrow ≠ Σ reserves of its bets − Σ refunds of cancelled
-      orders. For any match: escrow below zero. (Escrow left in a settled or void match is A30.)
+      orders. For any match: escrow below zero, unless it is being settled again. (Escrow left in a settled or
+      void match is A30.)
     """
     entries = run.entries
     last = entries.filter(pl.col("user_id").ne_missing(pl.col("user_id").shift(-1)))
@@ -101,10 +102,12 @@ def _escrow(run: Run) -> pl.DataFrame:
 
 
 def _final_matches(run: Run) -> pl.DataFrame:
-    """Return match_id, kind of every match that is settled or void, by its state or a finished settlement."""
+    """Return match_id of every match that is settled or void, by its state or a finished settlement."""
     by_state = run.table("matches").filter(pl.col("state").is_in(_SETTLED_STATES)).select("match_id")
     by_row = run.table("settlements").filter(pl.col("state") == "DONE").select("match_id")
-    return pl.concat([by_state, by_row]).unique()
+    # While a match is being settled again, its escrow is between two rulings.
+    again = run.table("settlements").filter((pl.col("state") != "DONE") & (pl.col("settlement_version") > 1))
+    return pl.concat([by_state, by_row]).unique().join(again.select("match_id"), on="match_id", how="anti")
 
 
 def _escrow_of_matches(run: Run) -> Found:
@@ -121,7 +124,8 @@ def _escrow_of_matches(run: Run) -> Found:
     still_open = rows.join(final, on="match_id", how="anti").join(running, on="match_id", how="anti")
     differs = still_open.filter(pl.col("escrow") != pl.col("reserved") - pl.col("returned"))
     negative = rows.filter(pl.col("escrow") < 0).join(differs, on="match_id", how="anti")
-    negative = negative.join(final, on="match_id", how="anti")
+    again = run.table("settlements").filter(pl.col("settlement_version") > 1).select("match_id").unique()
+    negative = negative.join(final, on="match_id", how="anti").join(again, on="match_id", how="anti")
     first = found(
         "A12",
         differs.sort("match_id"),

@@ -55,6 +55,9 @@ CREATE UNIQUE INDEX wallet_ledger_business_key
     ON wallet_ledger (shard, bet_id, type, contra, settlement_version)
     WHERE settlement_version IS NOT NULL;
 
+-- What the house advanced for wallets that had spent what a correction took back: few rows, and asked for by wallet.
+CREATE INDEX wallet_ledger_advances ON wallet_ledger (shard, user_id) WHERE contra = 'HOUSE' AND type = 'CREDIT';
+
 CREATE FUNCTION refuse_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'wallet_ledger is append-only: % refused', TG_OP USING ERRCODE = 'integrity_constraint_violation';
@@ -110,6 +113,21 @@ CREATE TABLE events (
     CONSTRAINT event_published_check CHECK (published_to_kafka = (published_at IS NOT NULL))
 );
 CREATE INDEX events_unpublished ON events (id) WHERE NOT published_to_kafka;
+-- Marking a row leaves a dead one behind; they are swept up before a poll has to step over many of them.
+ALTER TABLE events SET (
+    autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
+    autovacuum_analyze_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0);
+
+-- How far the relay is with this server's events: all that was committed before complete_at_ms is in Kafka, at
+-- these offsets or before them ({topic: {partition: offset}}).
+CREATE TABLE relay_progress (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    complete_at_ms bigint  NOT NULL DEFAULT 0,
+    offsets        jsonb   NOT NULL DEFAULT '{}',
+    -- How often the broker was found to have lost what it had acknowledged: offsets begin anew then.
+    broker_losses  integer NOT NULL DEFAULT 0
+) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
+INSERT INTO relay_progress DEFAULT VALUES;
 
 -- The home side of a match: its state, its order book, its fills, its settlement.
 CREATE TABLE matches (
@@ -125,6 +143,9 @@ CREATE TABLE matches (
     fills              bigint      NOT NULL DEFAULT 0,
     created_at         timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+-- For the list of matches, newest first, with and without a state asked for.
+CREATE INDEX matches_by_age ON matches (created_at, match_id);
+CREATE INDEX matches_by_state ON matches (state, created_at, match_id);
 
 CREATE TABLE match_transitions (
     match_id           uuid        NOT NULL REFERENCES matches,
@@ -184,7 +205,9 @@ CREATE TABLE fills (
     liability   bigint      NOT NULL CHECK (liability >= 0),
     winnings    bigint      NOT NULL CHECK (winnings BETWEEN 0 AND liability),
     filled_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (match_id, fill_no)
+    PRIMARY KEY (match_id, fill_no),
+    -- Second line of defence: the book already passes over its owner's orders.
+    CONSTRAINT fills_two_wallets CHECK (back_user <> lay_user)
 );
 
 -- Cancels by key; one without an order yet waits for the bet to arrive at the matcher.
@@ -209,11 +232,26 @@ CREATE TABLE settlements (
     result             text,
     state              text        NOT NULL DEFAULT 'RUNNING' CHECK (state IN ('RUNNING', 'DONE')),
     last_arrival       bigint      NOT NULL DEFAULT 0,
+    -- The rate at which this match's winnings are charged: that of its first settlement, whatever is configured later.
+    commission_bps     integer,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at        timestamptz,
     PRIMARY KEY (match_id, settlement_version)
 );
 CREATE INDEX settlements_running ON settlements (match_id) WHERE state = 'RUNNING';
+
+-- Answers to resettles by key. Other than the steps before it, a resettle can be undone by another one, so a request
+-- that is delivered late must find the answer it was given and not correct a second time.
+CREATE TABLE resettles (
+    match_id           uuid        NOT NULL REFERENCES matches,
+    idempotent_key     text        NOT NULL,
+    result             text,
+    corrects           smallint,
+    outcome            text        NOT NULL,
+    settlement_version smallint    NOT NULL,
+    created_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (match_id, idempotent_key)
+);
 
 -- The read model of the wallets this server holds; updated_at is when the entry `seq` was written.
 CREATE TABLE wallet_balance_projection (
@@ -222,6 +260,52 @@ CREATE TABLE wallet_balance_projection (
     balance    bigint      NOT NULL,
     seq        bigint      NOT NULL,
     updated_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, user_id),
+    CONSTRAINT projection_shard CHECK (shard = user_id % 100),
+    CONSTRAINT projection_user CHECK (user_id > 0),
+    CONSTRAINT projection_seq CHECK (seq > 0),
+    CONSTRAINT projection_balance CHECK (balance >= 0)
+) WITH (fillfactor = 80);
+
+-- Up to when the read model is complete: every entry committed before complete_at_ms is in the projection, and
+-- no cached balance is older than cached_at_ms. The projectors report by partition ({"topic/partition": ms}).
+CREATE TABLE projection_progress (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    projected      jsonb   NOT NULL DEFAULT '{}',
+    cached         jsonb   NOT NULL DEFAULT '{}',
+    complete_at_ms bigint  NOT NULL DEFAULT 0,
+    cached_at_ms   bigint  NOT NULL DEFAULT 0
+) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
+INSERT INTO projection_progress DEFAULT VALUES;
+
+-- How far a rebuild of the projection is, by shard: a rebuild that was killed goes on from here.
+CREATE TABLE projection_rebuilds (
+    shard       smallint    PRIMARY KEY,
+    from_zero   boolean     NOT NULL,
+    after_user  bigint      NOT NULL DEFAULT 0,
+    wallets     bigint      NOT NULL DEFAULT 0,
+    wrong       bigint      NOT NULL DEFAULT 0,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz
+);
+
+-- Sums over the first `seq` entries of a wallet, so that its statistics cost no more the older it gets. Entries
+-- never change, so a row never becomes wrong; it is only behind, and wallet_statistics reads what follows it.
+CREATE TABLE wallet_stats (
+    shard       smallint NOT NULL,
+    user_id     bigint   NOT NULL,
+    seq         bigint   NOT NULL,
+    deposits    bigint   NOT NULL,
+    deposited   numeric  NOT NULL,
+    withdrawals bigint   NOT NULL,
+    withdrawn   numeric  NOT NULL,
+    bets        bigint   NOT NULL,
+    staked      numeric  NOT NULL,
+    payouts     bigint   NOT NULL,
+    won         numeric  NOT NULL,
+    refunds     bigint   NOT NULL,
+    refunded    numeric  NOT NULL,
+    commission  numeric  NOT NULL,
     PRIMARY KEY (shard, user_id)
 );
 

@@ -11,7 +11,18 @@ SELECT match_id, settlement_version, kind, result, last_arrival
 SELECT pg_try_advisory_lock($1, $2) AS granted
 
 -- name: settlement
-SELECT settlement_version, kind, result, last_arrival FROM settlements WHERE match_id = $1 AND state = 'RUNNING'
+-- The running settlement and the ruling that it corrects, if there is one. The first settlement of a match writes down
+-- the rate under which its winnings are charged.
+UPDATE settlements s SET commission_bps = coalesce(s.commission_bps, $2)
+ WHERE s.match_id = $1 AND s.state = 'RUNNING'
+RETURNING s.settlement_version, s.kind, s.result, s.last_arrival, s.commission_bps,
+          (SELECT b.kind FROM settlements b
+            WHERE b.match_id = $1 AND b.settlement_version = s.settlement_version - 1) AS corrected_kind,
+          (SELECT b.result FROM settlements b
+            WHERE b.match_id = $1 AND b.settlement_version = s.settlement_version - 1) AS corrected_result
+
+-- name: lock
+SELECT posted, owed, balance FROM ledger_lock($1, $2, $3) ORDER BY correction_no
 
 -- name: page
 -- The columns are the fields of orderbook.Order in their order.
@@ -32,26 +43,26 @@ WITH moved AS (
 ), marked AS (
     UPDATE orders o SET state = m.bet_state
       FROM moved m
-     WHERE o.match_id = m.match_id AND o.arrival > $3 AND o.arrival <= $4 AND o.state <> 'CANCELLED'
+     WHERE o.match_id = m.match_id AND o.arrival > $3 AND o.arrival <= $4
+       AND o.state NOT IN ('CANCELLED', m.bet_state)
 )
 SELECT match_id FROM moved
 
 -- name: finish
--- A void match is VOID already; a settled one moves on, once, with its row in match_transitions.
+-- A match that was voided at once is VOID already; one in SETTLING moves on, once, with its row in match_transitions.
 WITH done AS (
     UPDATE settlements SET state = 'DONE', finished_at = clock_timestamp()
      WHERE match_id = $1 AND settlement_version = $2 AND state = 'RUNNING' AND last_arrival = $3
     RETURNING match_id, settlement_version, kind, result
 ), moved AS (
-    UPDATE matches m SET state = 'SETTLED'
+    UPDATE matches m SET state = CASE d.kind WHEN 'VOID' THEN 'VOID' ELSE 'SETTLED' END
       FROM done d
      WHERE m.match_id = d.match_id AND m.settlement_version = d.settlement_version AND m.state = 'SETTLING'
-       AND d.kind = 'SETTLE'
-    RETURNING m.match_id, m.settlement_version, m.result
+    RETURNING m.match_id, m.state, m.settlement_version, m.result
 ), noted AS (
     INSERT INTO match_transitions (match_id, transition_no, from_state, to_state, settlement_version, result)
     SELECT m.match_id, (SELECT max(t.transition_no) + 1 FROM match_transitions t WHERE t.match_id = m.match_id),
-           'SETTLING', 'SETTLED', m.settlement_version, m.result
+           'SETTLING', m.state, m.settlement_version, m.result
       FROM moved m
 )
 SELECT match_id FROM done

@@ -42,6 +42,26 @@ SELECT {columns} FROM refusals t WHERE t.shard = {shard}
 -- name: all_projection
 SELECT {columns} FROM wallet_balance_projection t WHERE t.shard = {shard}
 
+-- name: all_stats
+SELECT {columns} FROM wallet_stats t WHERE t.shard = {shard}
+
+-- name: some_projection
+SELECT {columns} FROM wallet_balance_projection t WHERE t.shard = {shard} AND t.user_id = ANY ($1)
+
+-- name: unprojected
+-- Wallets whose projection is behind what the other server has of them.
+SELECT count(*) FROM heads h
+ WHERE NOT EXISTS (SELECT FROM wallet_balance_projection p
+                    WHERE p.shard = {shard} AND p.user_id = h.user_id AND p.seq >= h.seq)
+
+-- name: unprojected_of
+SELECT count(*) FROM unnest($1::bigint[], $2::bigint[]) AS h (user_id, seq)
+ WHERE NOT EXISTS (SELECT FROM wallet_balance_projection p
+                    WHERE p.shard = {shard} AND p.user_id = h.user_id AND p.seq >= h.seq)
+
+-- name: incoming_heads
+SELECT user_id, max(seq) AS seq FROM incoming_ledger GROUP BY user_id
+
 -- name: make_marks
 -- What another server has already: the newest seq of each wallet, and the keys of refusals.
 CREATE TEMP TABLE IF NOT EXISTS heads (user_id bigint PRIMARY KEY, seq bigint NOT NULL);
@@ -159,7 +179,8 @@ LOCK TABLE wallet_balance_projection IN SHARE MODE
 
 -- name: make_incoming_projection
 CREATE TEMP TABLE IF NOT EXISTS incoming_projection (LIKE wallet_balance_projection);
-TRUNCATE incoming_projection
+CREATE TEMP TABLE IF NOT EXISTS incoming_stats (LIKE wallet_stats);
+TRUNCATE incoming_projection, incoming_stats
 
 -- name: merge_projection
 INSERT INTO wallet_balance_projection AS p ({names})
@@ -167,6 +188,10 @@ SELECT {columns} FROM incoming_projection t ORDER BY t.user_id
     ON CONFLICT (shard, user_id) DO UPDATE
    SET balance = excluded.balance, seq = excluded.seq, updated_at = excluded.updated_at
  WHERE p.seq < excluded.seq
+
+-- name: merge_stats
+-- Sums over a wallet's first entries are never wrong, only behind.
+INSERT INTO wallet_stats ({names}) SELECT {columns} FROM incoming_stats t ON CONFLICT (shard, user_id) DO NOTHING
 
 -- name: attachment
 -- NULL: no such partition; otherwise whether it is attached ('yes', 'no') or its DETACH was interrupted ('pending').
@@ -188,6 +213,7 @@ DROP TABLE wallet_ledger_{shard}
 SELECT EXISTS (SELECT FROM bets WHERE shard = {shard})
     OR EXISTS (SELECT FROM refusals WHERE shard = {shard})
     OR EXISTS (SELECT FROM wallet_balance_projection WHERE shard = {shard})
+    OR EXISTS (SELECT FROM wallet_stats WHERE shard = {shard})
 
 -- name: delete_bets
 DELETE FROM bets WHERE ctid = ANY (ARRAY(SELECT ctid FROM bets WHERE shard = {shard} LIMIT $1))
@@ -198,3 +224,10 @@ DELETE FROM refusals WHERE ctid = ANY (ARRAY(SELECT ctid FROM refusals WHERE sha
 -- name: delete_projection
 DELETE FROM wallet_balance_projection
  WHERE ctid = ANY (ARRAY(SELECT ctid FROM wallet_balance_projection WHERE shard = {shard} LIMIT $1))
+
+-- name: delete_stats
+DELETE FROM wallet_stats WHERE ctid = ANY (ARRAY(SELECT ctid FROM wallet_stats WHERE shard = {shard} LIMIT $1))
+
+-- name: delete_rebuilds
+DELETE FROM projection_rebuilds
+ WHERE ctid = ANY (ARRAY(SELECT ctid FROM projection_rebuilds WHERE shard = {shard} LIMIT $1))

@@ -21,7 +21,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The session's stack; the end of each node's log is printed when it does not start."""
     # Below the checkout and not in the system's temporary folder, which may be memory: fsync must be real.
     root = Path(__file__).parents[2] / ".ledgerproof" / "tests"
-    with Stack.start(StackSpec(servers=SERVERS), root=root) as started:
+    # No reconciler: these tests write to the stores by hand, and it would pause the payouts for that.
+    with Stack.start(StackSpec(servers=SERVERS, reconcilers=0), root=root) as started:
         yield started
     assert started.residue == []
 
@@ -49,6 +50,12 @@ def pg_dsn(superuser_dsn: list[str]) -> str:
 def api_bases(stack: Stack) -> list[str]:
     """Base address of each API process."""
     return [f"http://127.0.0.1:{stack.port(name)}" for name in stack.nodes_of("api")]
+
+
+@pytest.fixture(scope="session")
+def operator(stack: Stack) -> dict[str, str]:
+    """Headers of a caller that may act for every wallet and command matches."""
+    return {"authorization": f"Bearer {stack.token()}"}
 
 
 @pytest.fixture

@@ -44,8 +44,25 @@ class Floor:
         row = await transition_match(self.api, match_id, to, result)
         assert row["status"] == "ACCEPTED"
 
-    async def fund(self, users: Iterable[int]) -> None:
-        await self._post([Posting(user, "fund", EntryType.CREDIT, PLENTY, Contra.EXTERNAL) for user in users])
+    async def fund(self, users: Iterable[int], amount: int = PLENTY) -> None:
+        await self._post([Posting(user, "fund", EntryType.CREDIT, amount, Contra.EXTERNAL) for user in users])
+
+    async def spend(self, users: Iterable[int]) -> dict[int, int]:
+        """Withdraw all that wallets hold, minor units by user."""
+        held = {user: (await self.head(user))[0] for user in users}
+        await self._post(
+            [
+                Posting(user, uuid4().hex, EntryType.DEBIT, -amount, Contra.EXTERNAL)
+                for user, amount in held.items()
+                if amount
+            ]
+        )
+        return held
+
+    async def head(self, user: int) -> tuple[int, int]:
+        """Balance and seq of a wallet; zeros for one without entries."""
+        row = await self.api.fetchrow(self.api.server_of(user), "head", user % 100, user)
+        return (0, 0) if row is None else (row["balance"], row["seq"])
 
     async def pay(self, arrivals: Sequence[Arrival]) -> None:
         """Post the entries that pay for the bets, as the API does."""
@@ -110,7 +127,8 @@ class Floor:
 def wallets(count: int) -> list[int]:
     """Fresh wallets, spread over all shards."""
     start = uuid4().int % 10**14 + 1
-    return [start + 7 * number for number in range(count)]
+    # 37 steps around the 100 shards: any six of them are on both servers.
+    return [start + 37 * number for number in range(count)]
 
 
 def arrival(

@@ -43,6 +43,7 @@ class Traffic:
     strange: list[object] = field(default_factory=list)
     slowest_s: float = 0.0
     last_seq: dict[int, int] = field(default_factory=dict)
+    stopping: bool = False
 
     async def send(self, user: int, kind: str, key: str, body: dict[str, Any], api: int = 0) -> tuple[int, Any]:
         path = f"/v1/wallets/{user}/{kind}"
@@ -86,7 +87,7 @@ class Traffic:
     async def client(self, number: int) -> None:
         chance = random.Random(number)
         count = 0
-        while True:
+        while not self.stopping:
             count += 1
             user, api, key = chance.choice(self.users), chance.randrange(len(self.bases)), f"{number}-{count}"
             draw = chance.random()
@@ -133,8 +134,8 @@ async def traffic(
         try:
             yield found
         finally:
-            for task in tasks:
-                task.cancel()
+            # Every request is seen to its end: of one that is cut off nobody could say what became of it.
+            found.stopping = True
             ends = await asyncio.gather(*tasks, return_exceptions=True)
         broken = [end for end in ends if isinstance(end, Exception)]
         assert broken == []

@@ -44,9 +44,11 @@ class Client:
         assert status == 202
         return match_id
 
-    async def bet(self, user_id: int, match_id: str, side: str = "BACK", *, key: str | None = None, **changes) -> Reply:
+    async def bet(
+        self, user_id: int, match_id: str, side: str = "BACK", *, key: str | None = None, api: int = 0, **changes
+    ) -> Reply:
         body = {"match_id": match_id, "outcome": "HOME", "side": side, "odds": 250, "stake_minor": 100} | changes
-        return await self.post(f"/v1/wallets/{user_id}/bets", body, key=key)
+        return await self.post(f"/v1/wallets/{user_id}/bets", body, key=key, api=api)
 
     async def until(self, path: str, wanted, within_s: float = 20) -> Any:
         """Poll a view until `wanted(view)`; fails with the last view."""
@@ -60,8 +62,8 @@ class Client:
 
 
 @pytest.fixture
-async def client(api_bases: list[str]) -> AsyncIterator[Client]:
-    async with aiohttp.ClientSession() as session:
+async def client(api_bases: list[str], operator: dict[str, str]) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession(headers=operator) as session:
         yield Client(session, api_bases)
 
 
@@ -192,11 +194,11 @@ async def test_history_pages_by_cursor_without_gap_or_repeat(client) -> None:
     user_id = await client.funded()
     for _ in range(6):
         await client.post(f"/v1/wallets/{user_id}/deposits", {"amount_minor": 1})
-    seen, after = [], 0
-    while after is not None:
-        _, page, _ = await client.get(f"/v1/wallets/{user_id}/entries?limit=3&after_seq={after}")
+    seen, cursor = [], ""
+    while cursor is not None:
+        _, page, _ = await client.get(f"/v1/wallets/{user_id}/entries?limit=3{cursor and '&cursor=' + cursor}")
         seen += [entry["seq"] for entry in page["entries"]]
-        after = page["next_after_seq"]
+        cursor = page["next_cursor"]
     assert seen == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -229,9 +231,9 @@ async def test_malformed_commands_are_refused_naming_the_field(client, path, bod
 
 
 @pytest.mark.parametrize("key", ["", "ledger:PAYOUT:1:1", "k" * 256])
-async def test_keys_that_are_empty_reserved_or_too_long_are_refused(client, key) -> None:
+async def test_keys_that_are_empty_reserved_or_too_long_are_refused(client, operator, key) -> None:
     async with (
-        aiohttp.ClientSession() as session,
+        aiohttp.ClientSession(headers=operator) as session,
         session.post(
             f"{client.bases[0]}/v1/wallets/1/deposits", json={"amount_minor": 1}, headers={"idempotency-key": key}
         ) as response,
@@ -240,13 +242,12 @@ async def test_keys_that_are_empty_reserved_or_too_long_are_refused(client, key)
     assert (response.status, answer["field"]) == (400, "Idempotency-Key")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"null", b"9" * 100_000, b'{"amount_minor": 1e400}'])
-async def test_bodies_that_are_no_command_are_refused(client, body) -> None:
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"null", b"9" * 10_000, b'{"amount_minor": 1e400}'])
+async def test_bodies_that_are_no_command_are_refused(client, operator, body) -> None:
+    headers = operator | {"idempotency-key": "k", "content-type": "application/json"}
     async with (
-        aiohttp.ClientSession() as session,
-        session.post(
-            f"{client.bases[0]}/v1/wallets/1/deposits", data=body, headers={"idempotency-key": "k"}
-        ) as response,
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{client.bases[0]}/v1/wallets/1/deposits", data=body) as response,
     ):
         answer = json.loads(await response.read())
     assert response.status == 400, answer
@@ -263,8 +264,8 @@ async def test_the_openapi_document_names_every_route(client) -> None:
     _, document, _ = await client.get("/openapi.json")
     assert document["openapi"].startswith("3.1")
     assert "/v1/wallets/{user_id}/bets" in document["paths"]
-    for path in document["paths"].values():
-        for operation in path.values():
+    for name, path in document["paths"].items():
+        for operation in path.values() if name != "/openapi.json" else ():
             assert {"400", "503"} <= operation["responses"].keys()
 
 

@@ -76,6 +76,35 @@ async def test_a_wallet_never_goes_below_zero_and_the_refusal_is_final(api_role,
     assert await _post(api_role, store, _withdraw(user_id, 60, "w2")) == [("REPLAYED", None, None)]
 
 
+async def test_a_repeated_key_among_new_ones_moves_nothing_and_leaves_no_gap(api_role, store, user_id) -> None:
+    await _post(api_role, store, _deposit(user_id, 100, "d"), _withdraw(user_id, 70, "w1"))
+    assert await _post(
+        api_role,
+        store,
+        _deposit(user_id, 10, "d2"),
+        _withdraw(user_id, 70, "w1"),
+        _withdraw(user_id, 20, "w2"),
+        _withdraw(user_id, 90, "w3"),
+    ) == [("ACCEPTED", 3, 40), ("REPLAYED", None, None), ("ACCEPTED", 4, 20), ("INSUFFICIENT_FUNDS", None, None)]
+
+
+async def test_a_repeated_key_is_no_refusal_however_little_is_left(api_role, store, user_id) -> None:
+    """Nothing but a look-up tells a repeated withdrawal from a new one that the wallet cannot pay."""
+    await _post(api_role, store, _deposit(user_id, 100, "d"), _withdraw(user_id, 100, "w1"))
+    assert await _post(api_role, store, _withdraw(user_id, 100, "w1")) == [("REPLAYED", None, None)]
+    refusals = await store.fetch(SERVER, "answers", [user_id], ["w1"])
+    assert [row["outcome"] for row in refusals] == ["ACCEPTED"]
+
+
+async def test_a_key_refused_before_stays_refused_when_the_funds_are_there(api_role, store, user_id) -> None:
+    await _post(api_role, store, _withdraw(user_id, 100, "w1"))
+    await _post(api_role, store, _deposit(user_id, 100, "d"))
+    assert await _post(api_role, store, _withdraw(user_id, 100, "w1"), _withdraw(user_id, 100, "w2")) == [
+        ("REPLAYED", None, None),
+        ("ACCEPTED", 2, 0),
+    ]
+
+
 async def test_a_hundred_racing_withdrawals_take_only_what_is_there(store, user_id) -> None:
     async with store.connection(SERVER) as connection:
         await _post(connection, store, _deposit(user_id, 1000, "d"))
@@ -121,10 +150,20 @@ async def test_the_unique_key_refuses_what_slipped_past_the_check(api_role, stor
     assert await store.fetchrow(SERVER, "head", 0, user_id) is None
 
 
-async def test_a_row_of_another_servers_shard_cannot_be_written(api_role, store, service_config) -> None:
+async def test_a_row_of_another_servers_shard_cannot_be_written(owner, api_role, store, service_config) -> None:
     foreign = service_config.routing.index(1) + 100
+    mine = (uuid.uuid4().int % 10**12 + 1) * 100
+    assert await _post(api_role, store, _withdraw(foreign, 5, "stray"), _deposit(mine, 5, uuid.uuid4().hex)) == [
+        ("NOT_HERE", None, None),
+        ("ACCEPTED", 1, 5),
+    ]
+    assert await owner.fetchval("SELECT count(*) FROM refusals WHERE user_id = $1", foreign) == 0
     with pytest.raises(asyncpg.CheckViolationError, match="no partition"):
-        await _post(api_role, store, _deposit(foreign, 5, "stray"))
+        await owner.execute(
+            """INSERT INTO wallet_ledger VALUES
+               ($1::bigint % 100, $1, 1, 'CREDIT', 5, 'EXTERNAL', NULL, NULL, NULL, 5, 'k', NULL, 'API', now())""",
+            foreign,
+        )
 
 
 async def test_a_row_under_a_wrong_shard_cannot_be_written(owner, user_id) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import exchange_floor
 import pytest
 from exchange_floor import Floor, arrival, crowd, redelivered, wallets
@@ -224,6 +225,63 @@ async def test_a_cancelled_order_leaves_a_cached_book(floor: Floor) -> None:
     row = await cancel_bet(floor.api, match_id, lay.bet.bet_id, 11, uuid4().hex)
     assert (row["cancelled_stake"], row["refund"]) == (70, 105)
     assert (await floor.apply(books, [arrival(match_id, 22, Side.BACK, 250, 30)])).fills == 0
+
+
+async def test_own_orders_are_passed_over_and_everybody_else_trades(floor: Floor) -> None:
+    match_id = await floor.open_match()
+    books = BookCache()
+    own, other = arrival(match_id, 11, Side.LAY, 300, 100), arrival(match_id, 22, Side.LAY, 250, 60)
+    result = await floor.apply(books, [own, other, arrival(match_id, 11, Side.BACK, 200, 100)])
+    assert result.fills == 1
+    (fill,) = await floor.fills(match_id)
+    assert (fill["lay_user"], fill["odds"], fill["stake"]) == (22, 250, 60)
+    # Neither of the crossed orders is cancelled: the next wallet trades with the better one.
+    assert (await floor.apply(books, [arrival(match_id, 33, Side.BACK, 200, 100)])).fills == 1
+    assert (await floor.fills(match_id))[1]["odds"] == 300
+    with pytest.raises(asyncpg.CheckViolationError, match="fills_two_wallets"):
+        await floor.at(match_id).execute("UPDATE fills SET back_user = lay_user WHERE match_id = $1", match_id)
+
+
+async def test_cancels_that_race_with_fills_lose_no_stake_and_cancel_nothing_twice(floor: Floor) -> None:
+    match_id = await floor.open_match()
+    bets = crowd(8, [match_id], wallets(6), 200)
+    answers: dict[Any, list[Any]] = {}
+
+    async def matching(mine: list[Any]) -> None:
+        books = BookCache()
+        for start in range(0, len(mine), 4):
+            await floor.apply(books, mine[start : start + 4])
+
+    async def cancelling(mine: list[Any]) -> None:
+        for bet in mine:
+            row = await cancel_bet(floor.api, match_id, bet.bet.bet_id, bet.bet.user_id, uuid4().hex)
+            answers.setdefault(bet.bet.bet_id, []).append(row)
+
+    # Some cancels overtake their bet, some meet it in the book, some come twice at once, some after it was filled.
+    await asyncio.gather(
+        matching(bets[::2]), matching(bets[1::2]), cancelling(bets[::3]), cancelling(bets[::3]), cancelling(bets[::-4])
+    )
+    filled: dict[Any, list[Any]] = {}
+    for fill in await floor.fills(match_id):
+        for bet_id in (fill["back_bet_id"], fill["lay_bet_id"]):
+            filled.setdefault(bet_id, []).append(fill)
+    told = {json.loads(event["payload"])["bet_id"] for event in await floor.events(match_id, "BetCancelled")}
+    orders = await floor.orders(match_id)
+    assert len(orders) == len(bets)
+    for row in orders:
+        mine = filled.get(row["bet_id"], [])
+        assert row["matched_stake"] == sum(fill["stake"] for fill in mine)
+        used = sum(fill["stake" if row["side"] == "BACK" else "liability"] for fill in mine)
+        asked = [answer["status"] for answer in answers.get(row["bet_id"], [])]
+        if row["cancelled_stake"]:
+            assert row["matched_stake"] + row["cancelled_stake"] == row["stake"]
+            assert row["cancel_refund"] == row["reserve"] - used
+            assert "ACCEPTED" in asked
+        else:
+            assert row["cancel_refund"] == 0
+            assert set(asked) <= {"NOTHING_TO_CANCEL"}
+        assert (str(row["bet_id"]) in told) is (row["cancelled_stake"] > 0)
+    assert any(row["cancelled_stake"] and row["matched_stake"] for row in orders)
 
 
 @pytest.mark.parametrize("step", ["before", "after"])

@@ -9,8 +9,10 @@ import pytest
 from exchange_floor import Floor
 from shard_traffic import wallets_of
 
+from reference.answers import BalanceView
+from reference.cache import Cache
 from reference.errors import InvalidCommand
-from reference.reads import balance_as_of
+from reference.reads import Reads
 
 SHARD = 41
 START_MS = 1_700_000_000_000
@@ -19,6 +21,14 @@ INSERT = """INSERT INTO wallet_ledger (shard, user_id, seq, type, amount, contra
             SELECT $1::bigint % 100, $1, n, 'CREDIT', n, 'EXTERNAL', n * (n + 1) / 2, 'k' || n, 'test',
                    to_timestamp($2::bigint / 1000.0) + (n / $3) * interval '1500 microseconds'
               FROM generate_series(1, $4::bigint) AS n"""
+
+
+async def balance_as_of(floor: Floor, user: int, at_ms: int) -> BalanceView | None:
+    cache = Cache(floor.api.config)
+    try:
+        return await Reads(floor.api, cache).balance_as_of(user, at_ms)
+    finally:
+        await cache.close()
 
 
 async def history(owner: asyncpg.Connection, entries: int, at_once: int) -> int:
@@ -34,9 +44,9 @@ async def test_every_millisecond_of_a_history_answers_what_a_full_scan_answers(f
                 WHERE shard = $1 AND user_id = $2 AND (extract(epoch FROM created_at) * 1000)::bigint <= $3"""
     answers = set()
     for at_ms in range(START_MS - 3, START_MS + 105):
-        found = await balance_as_of(floor.api, user, at_ms)
+        found = await balance_as_of(floor, user, at_ms)
         expected = await floor.owner[0].fetchrow(query, SHARD, user, at_ms)
-        assert (found.seq, found.balance) == (expected["seq"], expected["balance"]), at_ms
+        assert (found.seq, found.balance_minor) == (expected["seq"], expected["balance"]), at_ms
         answers.add(found.seq)
     assert len(answers) > 60
     assert {0, 200} <= answers
@@ -45,25 +55,25 @@ async def test_every_millisecond_of_a_history_answers_what_a_full_scan_answers(f
 async def test_a_time_that_an_entry_shows_includes_that_entry(floor: Floor) -> None:
     user = await history(floor.owner[0], 20, 1)
     for row in await floor.api.wallet_rows(user, "entries", 0, 100):
-        at = await balance_as_of(floor.api, user, row["created_at_ms"])
-        before = await balance_as_of(floor.api, user, row["created_at_ms"] - 1)
+        at = await balance_as_of(floor, user, row["created_at_ms"])
+        before = await balance_as_of(floor, user, row["created_at_ms"] - 1)
         assert at.seq >= row["seq"] > before.seq
         assert at.updated_at_ms == row["created_at_ms"]
 
 
 async def test_before_the_first_entry_it_is_zero_and_without_any_entry_unknown(floor: Floor) -> None:
     user = await history(floor.owner[0], 5, 1)
-    first = await balance_as_of(floor.api, user, 0)
-    assert (first.balance, first.seq, first.updated_at_ms) == (0, 0, None)
-    assert await balance_as_of(floor.api, user + 100, START_MS) is None
-    assert (await balance_as_of(floor.api, user, int(time.time() * 1000))).seq == 5
+    first = await balance_as_of(floor, user, 0)
+    assert (first.balance_minor, first.seq, first.updated_at_ms) == (0, 0, 0)
+    assert await balance_as_of(floor, user + 100, START_MS) is None
+    assert (await balance_as_of(floor, user, int(time.time() * 1000))).seq == 5
 
 
 async def test_the_future_has_no_balance(floor: Floor) -> None:
     user = await history(floor.owner[0], 1, 1)
     for at_ms in (int(time.time() * 1000) + 60_000, 2**63 - 1):
         with pytest.raises(InvalidCommand, match="future"):
-            await balance_as_of(floor.api, user, at_ms)
+            await balance_as_of(floor, user, at_ms)
 
 
 async def test_a_balance_of_this_moment_waits_for_the_entry_that_is_being_written(floor: Floor) -> None:
@@ -75,7 +85,7 @@ async def test_a_balance_of_this_moment_waits_for_the_entry_that_is_being_writte
     (row,) = await writing.fetch(floor.api.sql["post"], "API", *columns)
     assert row["status"] == "ACCEPTED"
     await asyncio.sleep(0.002)
-    reading = asyncio.create_task(balance_as_of(floor.api, user, int(time.time() * 1000)))
+    reading = asyncio.create_task(balance_as_of(floor, user, int(time.time() * 1000)))
     done, _ = await asyncio.wait([reading], timeout=0.3)
     assert not done, "the entry under way bears an earlier time"
     await writing.execute("COMMIT")

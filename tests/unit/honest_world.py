@@ -364,11 +364,16 @@ class World:
     def pay(self, order: Row, kind: str, amount: int, version: int) -> None:
         if amount == 0:
             return
-        entry_type, contra = ("DEBIT", "HOUSE") if kind == "COMMISSION" else (kind, "ESCROW")
+        entry_type, contra = {
+            "COMMISSION": ("DEBIT", "HOUSE"),
+            "COMMISSION_BACK": ("REFUND", "HOUSE"),
+            "ADVANCE": ("CREDIT", "HOUSE"),
+            "TAKE_BACK": ("DEBIT", "ESCROW"),
+        }.get(kind, (kind, "ESCROW"))
         self.post(
             order["user_id"],
             entry_type,
-            -amount if kind == "COMMISSION" else amount,
+            -amount if entry_type == "DEBIT" else amount,
             contra,
             f"ledger:{kind}:{order['bet_id']}:{version}",
             match_id=order["match_id"],
@@ -433,6 +438,52 @@ class World:
                 net = order["winnings"] if back else order["matched_stake"]
                 residue = order["matched_liability"] - order["winnings"] if back else 0
                 self.pay(order, "COMMISSION", ceil(net * self.commission_bps / 10_000) + residue, 1)
+        if order["state"] != "CANCELLED":
+            order["state"] = "VOID" if result is None else "SETTLED"
+
+    def resettle(self, match_id: str, result: str | None, *, asked: bool = True) -> None:
+        """Settle a match again, by what each bet has and what it should have."""
+        settlements = [s for s in self.tables["settlements"] if s["match_id"] == match_id]
+        version = len(settlements) + 1
+        if asked:
+            attempt = self.invoke(
+                "resettle_match", match_id=match_id, selection=result, key=f"again-{version}-{match_id}"
+            )
+        self.step(match_id, "SETTLING", version, result)
+        kind = "VOID" if result is None else "SETTLE"
+        self.tables["settlements"].append(
+            settlements[-1] | {"settlement_version": version, "kind": kind, "result": result}
+        )
+        if asked:
+            self.complete(attempt, "ok", status=202, outcome="ACCEPTED", replayed=False)
+        for order in [o for o in self.tables["orders"] if o["match_id"] == match_id]:
+            self.resettle_order(order, result, version)
+        self.step(match_id, "VOID" if result is None else "SETTLED", version, result)
+
+    def resettle_order(self, order: Row, result: str | None, version: int) -> None:
+        mine = [r for r in self.tables["ledger"] if r["bet_id"] == order["bet_id"] and r["settlement_version"]]
+        has = sum(r["amount"] for r in mine if r["contra"] == "ESCROW")
+        given = sum(r["amount"] for r in mine if r["contra"] == "HOUSE")
+        owed = max(0, given)
+        back = order["side"] == "BACK"
+        used = order["matched_stake"] if back else order["matched_liability"]
+        right, charge = order["reserve"] - order["cancel_refund"], 0
+        if result is not None:
+            right -= used
+            if order["matched_stake"] and back == (order["outcome"] == result):
+                right += order["matched_stake"] + order["matched_liability"]
+                net = order["winnings"] if back else order["matched_stake"]
+                residue = order["matched_liability"] - order["winnings"] if back else 0
+                charge = ceil(net * self.commission_bps / 10_000) + residue
+        more, charged = right - has, max(0, -given)
+        self.pay(order, "COMMISSION_BACK", max(0, charged - charge), version)
+        if more < 0:
+            lacking = -more - self.balance(order["user_id"])[1]
+            self.pay(order, "ADVANCE", max(0, lacking), version)
+            self.pay(order, "TAKE_BACK", -more, version)
+        self.pay(order, "REFUND" if result is None else "PAYOUT", max(0, more), version)
+        extra = max(0, charge - charged)
+        self.pay(order, "COMMISSION", extra + max(0, min(owed, more - extra)), version)
         if order["state"] != "CANCELLED":
             order["state"] = "VOID" if result is None else "SETTLED"
 
@@ -505,7 +556,13 @@ class World:
                 emit(o["server"], f"cancelled-{o['bet_id']}", "BetCancelled", str(o["user_id"]), payload)
         for s in self.tables["settlements"]:
             payload = {name: s[name] for name in ("match_id", "settlement_version", "kind", "result")}
-            emit(s["server"], f"settled-{s['match_id']}", "MatchSettled", s["match_id"], payload)
+            emit(
+                s["server"],
+                f"settled-{s['match_id']}-{s['settlement_version']}",
+                "MatchSettled",
+                s["match_id"],
+                payload,
+            )
         self.tables["outbox"] = outbox
         self.tables["kafka"] = []
         for event in outbox:
@@ -571,13 +628,13 @@ def frames(tables: dict[str, list[Row]]) -> dict[str, pl.DataFrame]:
     return {name: frame(rows, TABLES[name]) for name, rows in tables.items()}
 
 
-M_OPEN, M_SETTLED, M_VOID = uuid_of(1001), uuid_of(1051), uuid_of(1077)
-ANN, BOB, CYD, DEE = 7, 62, 8, 99
-"""Ann and Cyd live on pg0, Bob and Dee on pg1."""
+M_OPEN, M_SETTLED, M_VOID, M_AGAIN = uuid_of(1001), uuid_of(1051), uuid_of(1077), uuid_of(1033)
+ANN, BOB, CYD, DEE, EVE, FAY = 7, 62, 8, 99, 33, 88
+"""Ann, Cyd and Eve live on pg0, Bob, Dee and Fay on pg1."""
 
 
 def small_world() -> World:
-    """Return an afternoon with everything in it: a settled, a void and an open match, faults, unknowns, replays."""
+    """Return an afternoon with everything in it: a settled, a void, a corrected and an open match, faults, unknowns."""
     w = World()
     w.timeline += [
         {"t": 0.0, "kind": "phase", "detail": "seed"},
@@ -618,6 +675,21 @@ def small_world() -> World:
     w.bet(ANN, M_VOID, "HOME", "BACK", 200, 400, "v-back")
     w.bet(BOB, M_VOID, "HOME", "LAY", 210, 300, "v-lay")
     w.settle(M_VOID, None)
+
+    # A match that is settled three times: Eve has spent what she won by mistake, wins a part of it again, and loses.
+    w.deposit(EVE, 1_000, "seed-eve")
+    w.deposit(FAY, 5_000, "seed-fay")
+    w.create_match(M_AGAIN)
+    w.bet(FAY, M_AGAIN, "HOME", "LAY", 233, 501, "a-lay")
+    w.bet(EVE, M_AGAIN, "HOME", "BACK", 210, 701, "a-back")
+    w.bet(EVE, M_AGAIN, "AWAY", "LAY", 300, 90, "a-lay-2")
+    w.bet(FAY, M_AGAIN, "AWAY", "BACK", 290, 55, "a-back-2")
+    w.close(M_AGAIN)
+    w.settle(M_AGAIN, "HOME")
+    w.withdraw(EVE, w.balance(EVE)[1] - 100, "spent")
+    w.resettle(M_AGAIN, "AWAY")
+    w.resettle(M_AGAIN, None)
+    w.resettle(M_AGAIN, "DRAW")
 
     w.bet(ANN, M_OPEN, "HOME", "BACK", 200, 400, "o-back")
     w.bet(BOB, M_OPEN, "HOME", "LAY", 210, 150, "o-lay", record="info")

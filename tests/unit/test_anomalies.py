@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from honest_world import ANN, BOB, CYD, DEE, M_OPEN, M_SETTLED, M_VOID, World, small_world, uuid_of
+from honest_world import ANN, BOB, CYD, DEE, EVE, FAY, M_AGAIN, M_OPEN, M_SETTLED, M_VOID, World, small_world, uuid_of
 
 from invariants.anomalies import CHECKS
 from invariants.anomalies.common import MAX_WITNESSES
@@ -445,6 +445,97 @@ def escrow_of_a_void_match_leaks(w: World) -> None:
     row["amount"] -= 1
 
 
+def again(w: World, kind: str) -> dict[str, Any]:
+    """The first entry of this kind that a correction of M_AGAIN posted."""
+    return next(
+        r
+        for r in w.tables["ledger"]
+        if r["match_id"] == M_AGAIN
+        and r["idempotent_key"].startswith(f"ledger:{kind}:")
+        and r["settlement_version"] > 1
+    )
+
+
+def correction_forgets(kind: str) -> Bug:
+    def planted(w: World) -> None:
+        w.tables["ledger"].remove(again(w, kind))
+
+    return planted
+
+
+def old_result_is_not_taken_back(w: World) -> None:
+    gone = ("TAKE_BACK", "COMMISSION_BACK", "ADVANCE")
+    w.tables["ledger"] = [
+        r for r in w.tables["ledger"] if r["idempotent_key"].split(":")[1:2] not in [[g] for g in gone]
+    ]
+
+
+def advance_is_a_cent_too_much(w: World) -> None:
+    again(w, "ADVANCE")["amount"] += 1
+
+
+def house_advances_to_a_wallet_that_can_pay(w: World) -> None:
+    # Everything is a cent dearer for the house and cheaper for a wallet that was not short.
+    back = next(
+        r
+        for r in w.tables["ledger"]
+        if r["match_id"] == M_AGAIN and r["user_id"] == FAY and r["idempotent_key"].startswith("ledger:TAKE_BACK:")
+    )
+    gift = back | {"type": "CREDIT", "contra": "HOUSE", "amount": 1}
+    gift["idempotent_key"] = back["idempotent_key"].replace("TAKE_BACK", "ADVANCE")
+    w.tables["ledger"].insert(w.tables["ledger"].index(back), gift)
+
+
+def what_was_advanced_is_not_got_back(w: World) -> None:
+    w.tables["ledger"].remove(
+        next(
+            r
+            for r in w.tables["ledger"]
+            if r["match_id"] == M_AGAIN
+            and r["user_id"] == EVE
+            and r["idempotent_key"].startswith("ledger:COMMISSION:")
+            and r["settlement_version"] == 3
+        )
+    )
+
+
+def correction_takes_a_wallet_below_zero(w: World) -> None:
+    w.tables["ledger"].remove(again(w, "ADVANCE"))
+
+
+def correction_takes_back_twice(w: World) -> None:
+    row = again(w, "TAKE_BACK")
+    w.tables["ledger"].append(row | {"idempotent_key": row["idempotent_key"] + "x"})
+
+
+def correction_nobody_asked_for(w: World) -> None:
+    w.resettle(M_AGAIN, "HOME", asked=False)
+
+
+def correction_under_a_refused_resettle(w: World) -> None:
+    w.resettle(M_AGAIN, "HOME", asked=False)
+    attempt = w.invoke("resettle_match", match_id=M_AGAIN, selection="HOME", key="too-late")
+    w.complete(attempt, "fail", status=422, outcome="ILLEGAL_TRANSITION")
+
+
+def acknowledged_correction_never_happened(w: World) -> None:
+    attempt = w.invoke("resettle_match", match_id=M_SETTLED, selection="AWAY", key="ignored")
+    w.complete(attempt, "ok", status=202, outcome="ACCEPTED", replayed=False)
+
+
+def correction_to_the_result_that_stands(w: World) -> None:
+    w.resettle(M_AGAIN, "DRAW")
+
+
+def correction_skips_a_version(w: World) -> None:
+    for table in ("settlements", "transitions", "ledger", "matches"):
+        for row in w.tables[table]:
+            if row["match_id"] == M_AGAIN and row["settlement_version"] == 4:
+                row["settlement_version"] = 5
+                if table == "ledger":
+                    row["idempotent_key"] = row["idempotent_key"][:-1] + "5"
+
+
 def wallet_is_on_another_server(w: World) -> None:
     for table in ("ledger", "bets", "projection"):
         for row in w.tables[table]:
@@ -553,6 +644,18 @@ BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A29", bet_accepted_after_close, None, set()),
     ("A29", order_is_matched_without_fills, None, set()),
     ("A30", rebuilt(escrow_of_a_void_match_leaks), None, {"A28"}),
+    ("A01", rebuilt(acknowledged_correction_never_happened), None, set()),
+    ("A02", rebuilt(correction_takes_back_twice), None, {"A03", "A30", "A07"}),
+    ("A03", rebuilt(correction_nobody_asked_for), None, set()),
+    ("A07", rebuilt(correction_takes_a_wallet_below_zero), None, {"A28"}),
+    ("A28", rebuilt(old_result_is_not_taken_back), None, {"A12", "A30"}),
+    ("A28", rebuilt(correction_forgets("COMMISSION_BACK")), None, {"A07"}),
+    ("A28", rebuilt(advance_is_a_cent_too_much), None, set()),
+    ("A28", rebuilt(house_advances_to_a_wallet_that_can_pay), None, set()),
+    ("A28", rebuilt(what_was_advanced_is_not_got_back), None, set()),
+    ("A29", rebuilt(correction_to_the_result_that_stands), None, set()),
+    ("A29", rebuilt(correction_skips_a_version), None, set()),
+    ("A04", rebuilt(correction_under_a_refused_resettle), None, set()),
     ("A31", wallet_is_on_another_server, None, set()),
     ("A31", match_is_on_another_server, None, set()),
     ("A31", shard_has_two_owners, None, set()),

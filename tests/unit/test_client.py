@@ -349,6 +349,7 @@ async def test_seeding_that_is_refused_says_which_wallet_and_why(tmp_path: Path)
 async def test_matches_left_open_are_closed_and_settled_at_the_end(tmp_path: Path) -> None:
     async with playing(tmp_path, duration_s=1.0) as (player, ledger):
         states: dict[str, str] = {}
+        versions: dict[str, int] = {}
 
         async def matches(request: web.Request) -> web.Response | None:
             if "/v1/matches/" not in request.path:
@@ -357,14 +358,25 @@ async def test_matches_left_open_are_closed_and_settled_at_the_end(tmp_path: Pat
             step = request.path.split("/")[-1]
             if request.method == "GET":
                 state = states.get(match_id, "OPEN")
-                return web.json_response({"state": state, "settled": state in {"SETTLED", "VOID"}})
-            states[match_id] = {"close": "CLOSED", "settle": "SETTLED", "void": "VOID"}[step]
+                settled, version = state in {"SETTLED", "VOID"}, versions.get(match_id, 0)
+                return web.json_response({"state": state, "settled": settled, "settlement_version": version})
+            if step == "resettle":
+                body = await request.json()
+                assert body["corrects_version"] == versions[match_id]
+                states[match_id] = "VOID" if body["result"] is None else "SETTLED"
+            else:
+                states[match_id] = {"close": "CLOSED", "settle": "SETTLED", "void": "VOID"}[step]
+            if states[match_id] != "CLOSED":
+                versions[match_id] = versions.get(match_id, 0) + 1
             return web.json_response({"outcome": "ACCEPTED", "replayed": False}, status=202)
 
         ledger.rule = matches
         assert await player.finish_matches(player.clock() + 10) == []
         assert len(states) == len(player.schedule.matches)
         assert set(states.values()) <= {"SETTLED", "VOID"}
+        planned = {str(plan.match_id): 1 + len(plan.corrections) for plan in player.schedule.matches}
+        assert versions == planned
+        assert max(versions.values()) > 1
 
 
 async def test_a_broken_harness_task_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,5 +393,5 @@ async def test_a_broken_harness_task_ends_the_run(tmp_path: Path, monkeypatch: p
 def test_answers_ignore_fields_the_client_does_not_need() -> None:
     from ledgerproof.client import Answer
 
-    answer = msgspec.json.decode(b'{"entries":[{"a":1}],"next_after_seq":null,"seq":3}', type=Answer)
+    answer = msgspec.json.decode(b'{"entries":[{"a":1}],"next_cursor":null,"seq":3}', type=Answer)
     assert answer.seq == 3

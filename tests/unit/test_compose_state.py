@@ -40,7 +40,7 @@ def test_nodes_have_the_agreed_names() -> None:
     names = [name for name, _kind in StackSpec().nodes()]
     assert names == [
         *("pg0", "pg1", "pg2", "pg3", "kafka", "redis"),
-        *("api0", "api1", "relay0", "matcher0", "settler0", "projector0"),
+        *("api0", "api1", "relay0", "matcher0", "settler0", "projector0", "reconciler0"),
     ]
     assert [name for name, _kind in StackSpec(servers=1, only="infra").nodes()] == ["pg0", "kafka", "redis"]
 

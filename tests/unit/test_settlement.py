@@ -13,9 +13,13 @@ from reference.ledger import reserve_of
 from reference.orderbook import Book, Fill, Order
 from reference.settlement import (
     Entry,
+    Ruling,
     SettlementKind,
     cancel_entries,
+    correction_entries,
+    correction_of,
     entries_of,
+    escrow_share,
     house_share,
     wins,
 )
@@ -226,3 +230,76 @@ def test_a_contradictory_row_is_refused_and_not_paid() -> None:
         entries_of(order, SettlementKind.SETTLE, "HOME", 1, 200)
     with pytest.raises(ValueError, match="without a result"):
         entries_of(order, SettlementKind.SETTLE, None, 1, 200)
+
+
+HOME, DRAW, AWAY = (Ruling(SettlementKind.SETTLE, result) for result in OUTCOMES)
+VOID = Ruling(SettlementKind.VOID, None)
+
+
+def corrected(
+    order: Order, before: Ruling, after: Ruling, balance: int, owed: int = 0
+) -> list[tuple[str, str, str, int]]:
+    """(kind in the key, type, contra, amount) of each entry of version 2."""
+    correction = correction_of(order, before, after, 2, 200)
+    entries = [] if correction is None else list(correction_entries(correction, balance, owed))
+    assert all(entry.settlement_version == 2 and entry.key.endswith(f":{order.bet_id}:2") for entry in entries)
+    return [(entry.key.split(":")[1], entry.type.value, entry.contra.value, entry.amount) for entry in entries]
+
+
+def test_a_winner_that_lost_gets_its_commission_back_and_gives_the_payout_back() -> None:
+    back, lay = traded(200, 233, 100)
+    assert corrected(back, HOME, AWAY, 1000) == [
+        ("COMMISSION_BACK", "REFUND", "HOUSE", 3),
+        ("TAKE_BACK", "DEBIT", "ESCROW", -233),
+    ]
+    assert corrected(lay, HOME, AWAY, 0) == [
+        ("PAYOUT", "PAYOUT", "ESCROW", 233),
+        ("COMMISSION", "DEBIT", "HOUSE", -2),
+    ]
+
+
+def test_a_bet_that_wins_under_both_results_is_left_alone() -> None:
+    _, lay = traded(200, 233, 100)
+    assert corrected(lay, DRAW, AWAY, 0) == []
+
+
+def test_what_a_wallet_lacks_is_advanced_before_it_gives_back() -> None:
+    back, _ = traded(200, 233, 100)
+    assert corrected(back, HOME, AWAY, 30) == [
+        ("COMMISSION_BACK", "REFUND", "HOUSE", 3),
+        ("ADVANCE", "CREDIT", "HOUSE", 200),
+        ("TAKE_BACK", "DEBIT", "ESCROW", -233),
+    ]
+    # At exactly enough nothing is advanced.
+    assert [kind for kind, *_ in corrected(back, HOME, AWAY, 230)] == ["COMMISSION_BACK", "TAKE_BACK"]
+
+
+def test_what_a_bet_owes_is_taken_from_what_it_is_paid_again_and_from_nothing_else() -> None:
+    back, _ = traded(200, 233, 100)
+    assert corrected(back, AWAY, HOME, 0, owed=200)[1] == ("COMMISSION", "DEBIT", "HOUSE", -203)
+    assert corrected(back, AWAY, VOID, 10**6, owed=200) == [
+        ("REFUND", "REFUND", "ESCROW", 100),
+        ("COMMISSION", "DEBIT", "HOUSE", -100),
+    ]
+
+
+def test_a_settled_match_made_void_gives_each_bet_its_reserve() -> None:
+    back, lay = traded(200, 233, 100)
+    assert corrected(back, HOME, VOID, 1000)[1] == ("TAKE_BACK", "DEBIT", "ESCROW", -133)
+    assert corrected(lay, HOME, VOID, 0) == [("REFUND", "REFUND", "ESCROW", 133)]
+    assert corrected(lay, VOID, HOME, 133) == [("TAKE_BACK", "DEBIT", "ESCROW", -133)]
+
+
+@given(HISTORIES, st.sampled_from([HOME, DRAW, AWAY, VOID]))
+def test_a_bets_share_of_escrow_is_what_its_first_settlement_posts(plan: list[Bet], ruling: Ruling) -> None:
+    orders, _, _ = play(plan)
+    for order in orders:
+        posted = [entry for entry in entries_of(order, *ruling, 1, 200) if entry.contra is Contra.ESCROW]
+        assert escrow_share(order, ruling) == sum(entry.amount for entry in posted)
+
+
+def test_a_contradictory_row_is_not_corrected() -> None:
+    order = Order(UUID(int=6), MATCH, 66, "HOME", Side.BACK, 200, 70, 70, 1)
+    order.matched_stake, order.cancel_refund = 70, 1
+    with pytest.raises(ValueError, match="more than it reserved"):
+        correction_of(order, HOME, AWAY, 2, 200)

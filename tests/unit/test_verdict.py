@@ -261,6 +261,8 @@ def test_small_world_shows_its_sometimes() -> None:
         "same key with another body refused": 1,
         "commit succeeded and the answer was lost": 2,
         "a bet arrived while its match closed": 1,
+        "a settled match was settled again": 3,
+        "a wallet had spent what a correction took back": 3,
     }
 
 

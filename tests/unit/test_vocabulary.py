@@ -111,7 +111,9 @@ def test_every_error_says_whether_it_is_definite() -> None:
     assert [error.__name__ for error in seen if not error.definite] == ["UnknownOutcome"]
 
 
-@pytest.mark.parametrize("file", ["schema", "functions", "queries", "matcher", "settler"])
+@pytest.mark.parametrize(
+    "file", ["schema", "functions", "queries", "matcher", "settler", "reconciliation", "reconciler"]
+)
 def test_every_sql_file_has_named_blocks(file: str) -> None:
     blocks = load_sql(file)
     assert blocks

@@ -1,5 +1,7 @@
 """The schedule: the same seed gives the same run plan, and its statistics are those it promises."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -114,6 +116,26 @@ def test_each_match_is_created_closed_and_settled_once_in_order(schedule: Schedu
         assert len(kinds) == len(set(kinds))
         plan = schedule.matches[match]
         assert Kind.VOID not in kinds or plan.void
+
+
+def test_some_settled_matches_are_corrected_and_always_to_another_result() -> None:
+    for seed in range(5):
+        plans = draw(seed, 10, 60).matches
+        corrected = [plan for plan in plans if plan.corrections]
+        assert corrected
+        assert not any(plan.void for plan in corrected)
+        for plan in corrected:
+            times = [plan.settles_s] + [at_s for at_s, _ in plan.corrections]
+            results = [plan.result] + [result for _, result in plan.corrections]
+            assert times == sorted(times)
+            assert all(before != after for before, after in itertools.pairwise(results))
+    assert any(len(plan.corrections) == 2 for plan in plans)
+
+
+def test_a_short_run_corrects_a_match_too() -> None:
+    for seed in range(20):
+        plans = draw(seed, 10, 5, slots=2).matches
+        assert any(plan.corrections for plan in plans) or all(plan.void for plan in plans)
 
 
 def test_some_matches_are_void_and_some_of_those_were_never_closed() -> None:

@@ -13,6 +13,7 @@ from reference.errors import DeadlineExceeded, QueueFull, ServerUnavailable
 from reference.projector import newest
 from reference.relay import publishable
 from reference.store import Store
+from reference.tracing import Tracing
 from reference.writer import Posting, Writer, arguments, difference
 
 
@@ -26,6 +27,10 @@ def _config(**changes: object) -> ServiceConfig:
         "redis_port": 3,
     }
     return ServiceConfig(**(fields | changes))
+
+
+def _writer(config: ServiceConfig, store: Store | None = None) -> Writer:
+    return Writer(store or Store(config, "ledger_api"), 0, "API", Tracing(config, "api0"))
 
 
 def _posting(user_id: int = 1, key: str = "k") -> Posting:
@@ -47,7 +52,7 @@ def test_a_second_body_under_a_key_is_named_by_its_first_differing_field(asked, 
 
 def test_one_batch_never_holds_a_key_twice_and_keeps_the_order() -> None:
     async def scenario() -> list[list[str]]:
-        writer = Writer(Store(_config(), "ledger_api"), 0, "API")
+        writer = _writer(_config())
         waiting = [
             asyncio.ensure_future(writer.post(_posting(user, key)))
             for user, key in [(1, "a"), (1, "a"), (2, "a"), (1, "b"), (1, "a")]
@@ -65,7 +70,7 @@ def test_one_batch_never_holds_a_key_twice_and_keeps_the_order() -> None:
 
 def test_a_full_queue_refuses_before_anything_is_sent() -> None:
     async def scenario() -> None:
-        writer = Writer(Store(_config(writer_queue=2), "ledger_api"), 0, "API")
+        writer = _writer(_config(writer_queue=2))
         waiting = [asyncio.ensure_future(writer.post(_posting(key=str(n)))) for n in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull):
@@ -78,7 +83,7 @@ def test_a_full_queue_refuses_before_anything_is_sent() -> None:
 
 def test_an_unreachable_server_refuses_at_once_and_definitely() -> None:
     async def scenario() -> None:
-        writer = Writer(Store(_config(), "ledger_api"), 0, "API")
+        writer = _writer(_config())
         writer.start()
         with pytest.raises(ServerUnavailable) as raised:
             await writer.post(_posting())
@@ -100,7 +105,7 @@ def test_a_command_past_its_deadline_is_refused_while_the_database_hangs() -> No
         port = server.sockets[0].getsockname()[1]
         config = _config(servers=[ServerConfig("pg0", "127.0.0.1", port)], command_deadline_ms=100)
         store = Store(config, "ledger_api")
-        writer = Writer(store, 0, "API")
+        writer = _writer(config, store)
         writer.start()
         first = asyncio.ensure_future(writer.post(_posting(key="in the batch")))
         await asyncio.sleep(0.05)
@@ -125,7 +130,8 @@ def test_the_arrays_of_the_posting_function_are_parallel() -> None:
 
 def test_a_row_behind_an_unacknowledged_row_of_its_key_is_not_marked() -> None:
     rows = [{"id": n, "partition_key": key} for n, key in [(1, "a"), (2, "b"), (3, "a"), (4, "b"), (5, "c")]]
-    assert publishable(rows, [False, True, True, True, True]) == [2, 4, 5]
+    sent = (0, 7)
+    assert publishable(rows, [None, sent, sent, sent, sent]) == [2, 4, 5]
 
 
 def test_the_newest_event_of_a_wallet_decides_whatever_the_order() -> None:

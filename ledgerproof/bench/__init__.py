@@ -1,0 +1,1 @@
+"""The benchmark: floors, rates and what explains them, measured in one run on one machine."""

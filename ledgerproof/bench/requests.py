@@ -1,0 +1,102 @@
+"""Requests of a window as bytes, made before it begins, so that sending costs the generator next to nothing.
+
+The workload: many wallets, drawn evenly; some tens of open matches; half BACK and half LAY with limits drawn from
+the same range, so that in a book in balance about half of the bets trade and the others rest.
+"""
+
+import random
+from collections.abc import Iterator
+
+import msgspec
+
+from ledgerproof.bench.plan import Plan
+
+ODDS_LOW, ODDS_HIGH = 150, 250
+STAKE_LOW, STAKE_HIGH = 10, 200
+OUTCOMES = ("HOME", "DRAW", "AWAY")
+DEPOSIT_MINOR = 1_000_000_000
+"""Enough for every bet a wallet can be asked to place in many runs: the bench measures bets, not refusals."""
+
+
+class DrawnBet(msgspec.Struct, frozen=True):
+    """One bet of the workload."""
+
+    user_id: int
+    match_id: str
+    outcome: str
+    side: str
+    odds: int
+    stake_minor: int
+
+
+def draw_bets(plan: Plan, count: int) -> Iterator[DrawnBet]:
+    """Draw `count` bets. The same plan draws the same bets."""
+    draw = random.Random(plan.seed)  # noqa: S311 - a workload, not a secret
+    pick, number, many = draw.choice, draw.random, draw.randrange
+    for _ in range(count):
+        yield DrawnBet(
+            plan.first_user + many(plan.users),
+            pick(plan.matches),
+            pick(OUTCOMES),
+            "BACK" if number() < 0.5 else "LAY",
+            many(ODDS_LOW, ODDS_HIGH + 1),
+            many(STAKE_LOW, STAKE_HIGH + 1),
+        )
+
+
+def build(plan: Plan, count: int) -> list[bytes]:
+    """Return `count` requests of the plan's kind; deposits and reads are at most one a wallet."""
+    match plan.kind:
+        case "bets":
+            return [
+                build_post(f"/v1/wallets/{bet.user_id}/bets", f"{plan.run}-{number}", _bet(bet), plan.token)
+                for number, bet in enumerate(draw_bets(plan, count))
+            ]
+        case "bulk":
+            drawn = draw_bets(plan, count * plan.bulk)
+            return [
+                _bulk([next(drawn) for _ in range(plan.bulk)], f"{plan.run}-{number}", plan.token)
+                for number in range(count)
+            ]
+        case "deposits":
+            body = b'{"amount_minor":%d}' % DEPOSIT_MINOR
+            first = plan.first_user
+            return [
+                build_post(f"/v1/wallets/{user}/deposits", f"{plan.run}-open", body, plan.token)
+                for user in range(first, first + min(count, plan.users))
+            ]
+        case "balances":
+            users = list(range(plan.first_user, plan.first_user + plan.users))
+            random.Random(plan.seed).shuffle(users)  # noqa: S311 - a workload, not a secret
+            return [_get(f"/v1/wallets/{user}/balance{plan.query}", plan.token) for user in users[:count]]
+        case "static":
+            return [_get("/", plan.token)] * count
+
+
+def _bet(bet: DrawnBet) -> bytes:
+    return (
+        f'{{"match_id":"{bet.match_id}","outcome":"{bet.outcome}","side":"{bet.side}","odds":{bet.odds},'
+        f'"stake_minor":{bet.stake_minor}}}'
+    ).encode()
+
+
+def _bulk(bets: list[DrawnBet], key: str, token: str) -> bytes:
+    commands = [{"op": "bet", "key": f"{key}-{number}", **msgspec.to_builtins(bet)} for number, bet in enumerate(bets)]
+    return build_post("/v1/commands", key, msgspec.json.encode({"commands": commands}), token)
+
+
+def build_post(path: str, key: str, body: bytes, token: str) -> bytes:
+    """Return a POST of a JSON body under an idempotency key; `token` is empty for a service that asks for none."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{_authorization(token)}"
+        f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _get(path: str, token: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{_authorization(token)}\r\n".encode()
+
+
+def _authorization(token: str) -> str:
+    return f"Authorization: Bearer {token}\r\n" if token else ""
