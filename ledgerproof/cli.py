@@ -443,7 +443,7 @@ def print_summary(verdict: dict[str, Any], folder: Path) -> None:
         )
         for fault in verdict["faults"]:
             console.print(f"  {_fault_line(fault)}", markup=False)
-        for move in verdict["shard_moves"]:
+        for move in verdict.get("shard_moves", []):
             console.print(
                 f"  shard {move['shard']} moved from {move['source']} to {move['target']} under load: "
                 f"{move['entries']} entries, frozen for {move['freeze_ms']:.0f} ms",
