@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check up down load chaos sim bench report clean lock
+.PHONY: help setup prove test check up down load chaos sim bench timings report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -42,7 +42,10 @@ chaos: setup ## The proof with the standard faults (kill a server, kill a worker
 sim: setup ## Predict capacity by simulation, for service times you type
 	@$(BIN)/ledgerproof sim $(ARGS)
 
-bench: setup ## Time the hot functions; see also tests/benchmarks/http_frameworks.py
+bench: setup ## Measure floors and rates of this machine (ARGS=--quick: 10 minutes)
+	@$(BIN)/ledgerproof bench $(ARGS)
+
+timings: setup ## Time the hot functions; see also tests/benchmarks/http_frameworks.py
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-time-unit=us \
 	    --benchmark-columns=min,median,iqr,rounds $(ARGS)
 

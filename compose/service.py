@@ -18,11 +18,13 @@ from reference.routing import even_routing
 
 STOP_SIGNAL = signal.SIGTERM
 INSTALL_TIMEOUT_S = 120.0
+TRACES_FOLDER = "traces"
+"""Below the folder of a stack: one file of spans a process."""
 PROJECT = Path(__file__).resolve().parent.parent
 """The folder that `reference` is imported from, whatever the current folder is."""
 
 
-def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str) -> ServiceConfig:
+def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str, trace_folder: Path) -> ServiceConfig:
     """Return the configuration of a stack's service; SpecError if the settings do not fit."""
     ports = {node.name: node.port for node in nodes}
     fields: dict[str, Any] = {
@@ -37,6 +39,7 @@ def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str)
         "redis_password": redis_password,
         "token_key": secrets.token_hex(32),
         "default_partitions": spec.partitions,
+        "trace_folder": str(trace_folder),
     }
     try:
         return msgspec.convert(fields | spec.settings, ServiceConfig)

@@ -5,6 +5,8 @@ or misused with another body, and must still have one effect at most. A key is (
 
 - `ledger`: deposit, withdraw, bet. The effect is the entry with that user and key.
 - `cancel`: the effect is the accepted row of `cancels` with that user and key.
+- `rollback`: the key is that of the bet it takes back. The effect is the accepted row of `cancels` under
+  ROLLBACK_PREFIX and that key, or the refusal ROLLED_BACK stored under that key.
 - `match`: create, close, settle, void, resettle. These are compare-and-set on the match, so its key is the match
   and the operation, and the effect is that the match has (at some time) reached that state. The key of a resettle
   has the result too: a match can be settled again with several, and the effect is a settlement with this one.
@@ -22,6 +24,9 @@ from reference.routing import SHARDS
 
 LEDGER_OPS: Final = ("deposit", "withdraw", "bet")
 CANCEL_OPS: Final = ("cancel",)
+ROLLBACK_OPS: Final = ("rollback",)
+ROLLBACK_PREFIX: Final = "ledger:rollback:"
+"""The service cancels a bet that is rolled back under this and the bet's own key."""
 RESETTLE: Final = "resettle_match"
 MATCH_OPS: Final = ("create_match", "close_match", "settle_match", "void_match", RESETTLE)
 READ_OPS: Final = ("balance", "entries")
@@ -76,6 +81,8 @@ def described(attempts: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("ledger"))
         .when(op.is_in(CANCEL_OPS))
         .then(pl.lit("cancel"))
+        .when(op.is_in(ROLLBACK_OPS))
+        .then(pl.lit("rollback"))
         .when(op.is_in(MATCH_OPS))
         .then(pl.lit("match"))
         .otherwise(pl.lit("read"))
@@ -172,8 +179,12 @@ def resolve(
     refusals = _marked(snapshot.table("refusals").rename({"user_id": "user", "idempotent_key": "key"}), "ledger")
     cancels = snapshot.table("cancels").rename({"user_id": "user", "idempotent_key": "key"})
     accepted = pl.col("outcome") == "ACCEPTED"
-    effects = pl.concat([ledger, _marked(cancels.filter(accepted), "cancel"), states_reached(snapshot)])
-    denied = pl.concat([refusals, _marked(cancels.filter(~accepted), "cancel")])
+    effects = pl.concat(
+        [ledger, _marked(cancels.filter(accepted), "cancel"), rollbacks_done(snapshot), states_reached(snapshot)]
+    )
+    own = cancels.filter(pl.col("key").str.starts_with(ROLLBACK_PREFIX) & ~accepted)
+    kept = own.with_columns(pl.col("key").str.strip_prefix(ROLLBACK_PREFIX))
+    denied = pl.concat([refusals, _marked(cancels.filter(~accepted), "cancel"), _marked(kept, "rollback")])
     names = ["family", "user", "key"]
     marked = unknown.join(
         effects.unique().with_columns(applied=True), on=names, how="left", nulls_equal=True, maintain_order="left"
@@ -240,6 +251,17 @@ def first_results(snapshot: Snapshot) -> pl.DataFrame:
 def _resettle_key(result: str) -> pl.Expr:
     """Return the key of a resettle of `match_id` to the result in a column, null for void."""
     return pl.lit(f"{RESETTLE}:") + pl.col("match_id") + ":" + pl.col(result).fill_null("VOID")
+
+
+def rollbacks_done(snapshot: Snapshot) -> pl.DataFrame:
+    """Return the effects of rollbacks as keys: family, user, key. Raises MissingEvidence."""
+    names = {"user_id": "user", "idempotent_key": "key"}
+    cancels = snapshot.table("cancels").rename(names).filter(pl.col("outcome") == "ACCEPTED")
+    cancelled = cancels.filter(pl.col("key").str.starts_with(ROLLBACK_PREFIX)).with_columns(
+        pl.col("key").str.strip_prefix(ROLLBACK_PREFIX)
+    )
+    tombstones = snapshot.table("refusals").rename(names).filter(pl.col("outcome") == "ROLLED_BACK")
+    return pl.concat([_marked(cancelled, "rollback"), _marked(tombstones, "rollback")]).unique()
 
 
 def choose_retries(resolution: pl.DataFrame, seed: int) -> pl.DataFrame:

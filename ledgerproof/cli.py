@@ -17,7 +17,6 @@ from typing import Any, Final, NoReturn
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from compose.errors import StackError, StackNotFound
 from compose.nodes import NodeStatus
@@ -28,9 +27,11 @@ from ledgerproof.bench.command import bench_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
+from ledgerproof.output import check_writable, print_json, print_table
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
+from ledgerproof.trace_command import trace_command
 from reference.auth import Scope
 from reference.commands import MAX_USER_ID
 
@@ -175,7 +176,7 @@ def prove_command(
             f"--rate times --duration is {rate * duration_s:,.0f} bets; one run holds {MAX_BETS:,} at most"
         )
     if json_path not in (None, "-"):
-        _check_writable(Path(json_path))
+        check_writable(Path(json_path))
     progress = Progress()
     options = Options(
         seed=secrets.randbelow(2**31) if seed is None else seed,
@@ -192,7 +193,7 @@ def prove_command(
 
     folder, verdict = prove(options, progress)
     if json_path == "-":
-        _print_json(verdict)
+        print_json(verdict)
     else:
         if json_path is not None:
             Path(json_path).write_bytes(msgspec.json.format(msgspec.json.encode(verdict), indent=2) + b"\n")
@@ -225,7 +226,9 @@ def up_command(*, servers: int, apis: int, name: str | None, base_port: int | No
     with progress.step(title) as step:
         stack = Stack.start(spec, DEFAULT_ROOT, name, step.show)
         step.detail = f"stack {stack.name}"
-    addresses = {node.name: f"127.0.0.1:{node.port}" for node in stack.state.nodes}
+    nodes = stack.state.nodes
+    addresses = {node.name: f"127.0.0.1:{node.port}" for node in nodes}
+    addresses |= {f"{node.name} gRPC": f"127.0.0.1:{node.grpc_port}" for node in nodes if node.grpc_port is not None}
     api = f"http://{addresses['api0']}"
     example = (
         f"curl -X POST {api}/v1/wallets/7/deposits "
@@ -233,9 +236,9 @@ def up_command(*, servers: int, apis: int, name: str | None, base_port: int | No
         "-H 'Idempotency-Key: first' -H 'Content-Type: application/json' -d '{\"amount_minor\": 10000}'"
     )
     if as_json:
-        _print_json({"name": stack.name, "folder": str(stack.folder), "addresses": addresses, "example": example})
+        print_json({"name": stack.name, "folder": str(stack.folder), "addresses": addresses, "example": example})
         return 0
-    _print_table("", ["node", "address"], [[name, address] for name, address in addresses.items()])
+    print_table("", ["node", "address"], [[name, address] for name, address in addresses.items()])
     click.echo(f"\nInterface: {api}/openapi.json\nTry:       {example}\nEnd it:    ledgerproof down")
     return 0
 
@@ -273,7 +276,7 @@ def token_command(*, user: int | None, scopes: tuple[str, ...], ttl_s: int, name
     stack = Stack.attach(stacks_folder(DEFAULT_ROOT) / (name or names[0]))
     token = stack.token(*asked, user_id=user, ttl_s=ttl_s)
     if as_json:
-        _print_json({"token": token, "scopes": asked, "user_id": user, "ttl_s": ttl_s, "stack": stack.name})
+        print_json({"token": token, "scopes": asked, "user_id": user, "ttl_s": ttl_s, "stack": stack.name})
     else:
         click.echo(token)
     return 0
@@ -299,7 +302,7 @@ def down_command(*, everything: bool, as_json: bool) -> int:
             report = _down_also_used(report, step.show)
         step.detail = ", ".join(report.stopped) or "none was running"
     if as_json:
-        _print_json(msgspec.to_builtins(report))
+        print_json(msgspec.to_builtins(report))
     else:
         for line in report.skipped:
             click.echo(f"left alone: {line}")
@@ -331,7 +334,7 @@ def status_command(*, as_json: bool) -> int:
         with contextlib.suppress(StackError):  # taken down while we looked
             found.append((state, Stack.attach(stacks_folder(DEFAULT_ROOT) / state.name).status()))
     if as_json:
-        _print_json(
+        print_json(
             [
                 {"name": state.name, "kept": state.spec.keep, "ready": state.ready, "nodes": msgspec.to_builtins(nodes)}
                 for state, nodes in found
@@ -344,7 +347,7 @@ def status_command(*, as_json: bool) -> int:
         owner = "kept" if state.spec.keep else f"owned by process {state.owner.pid}"
         if not state.owner_is_alive and not state.spec.keep:
             owner = "its owner is gone: `ledgerproof down` cleans up"
-        _print_table(
+        print_table(
             f"{state.name} ({owner})",
             ["node", "state", "port", "pid", "processes", "memory MB", "CPU s"],
             [
@@ -380,7 +383,7 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
         verdict = {}
     said = verdict.get("verdict")
     if as_json:
-        _print_json({"run": str(folder), "report": str(page), "verdict": said})
+        print_json({"run": str(folder), "report": str(page), "verdict": said})
     else:
         click.echo(f"{said or 'no verdict'}  {page}")
     return 0
@@ -404,7 +407,7 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
         write_verdict(folder, verdict)
         render(folder)
     if as_json:
-        _print_json(verdict)
+        print_json(verdict)
     else:
         print_summary(verdict, folder)
     return int(verdict["exit_code"])
@@ -415,6 +418,7 @@ cli.add_command(shards_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
 cli.add_command(bench_command)
+cli.add_command(trace_command)
 cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
@@ -460,7 +464,7 @@ def print_summary(verdict: dict[str, Any], folder: Path) -> None:
             ]
             for row in verdict["sla"]
         ]
-        _print_table("", ["service level", "target", "measured", ""], rows)
+        print_table("", ["service level", "target", "measured", ""], rows)
     page = folder / REPORT_FILE
     console.print(f"report: {page if page.exists() else folder}", markup=False)
 
@@ -482,23 +486,6 @@ def _number(value: float | None, unit: str) -> str:
     return f"{text} {unit}"
 
 
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # A narrow default width would cut what a log file has room for.
-        console = Console(highlight=False, width=140)
-    if title:
-        console.print(title, markup=False)
-    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def _print_json(value: object) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
 def _run_folder(run: Path | None) -> Path:
     """Return the run folder that was named, by path or by id, or the newest one."""
     if run is None:
@@ -510,18 +497,6 @@ def _run_folder(run: Path | None) -> Path:
         if folder.is_dir():
             return folder
     raise NotARun(f"{run} is not a run folder: no such directory")
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before a long run whether its result can be written. Raises EnvironmentProblem."""
-    try:
-        existed = path.exists()
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror}") from error
 
 
 # -- errors --------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import msgspec
 
 from invariants.history import Recorder
 from ledgerproof import workload
+from ledgerproof.grpc_wire import GrpcWire
 from ledgerproof.wire import Lost, NotSent, Reply, Wire, get, post
 from ledgerproof.workload import Command, Kind, MatchPlan, Schedule
 from reference.commands import Side
@@ -58,7 +59,21 @@ class Answer(msgspec.Struct):
     title: str | None = None
 
 
+class BulkItem(Answer):
+    """One result of a bulk."""
+
+    status: int = 0
+    admitted: bool | None = None
+
+
+class BulkItems(msgspec.Struct):
+    """The answer to a bulk."""
+
+    results: list[BulkItem]
+
+
 _decode = msgspec.json.Decoder(Answer).decode
+_decode_bulk = msgspec.json.Decoder(BulkItems).decode
 _NO_ANSWER = Answer()
 
 
@@ -109,6 +124,7 @@ class Player:
         origin_unix_s: float,
         *,
         token: str = "",
+        grpc_wires: Sequence[GrpcWire] = (),
     ) -> None:
         self.schedule = schedule
         self.wires = wires
@@ -116,6 +132,8 @@ class Player:
         self.clock = clock
         self.origin_unix_s = origin_unix_s
         self._token = token
+        self.grpc_wires = grpc_wires
+        """One per API process, or none: then everything goes over HTTP."""
         self._in_flight = [0] * len(wires)
         self.sent = 0
         self.dropped = 0
@@ -153,9 +171,47 @@ class Player:
     # -- one attempt -----------------------------------------------------------------------------------
 
     async def attempt(
-        self, command: Command, api: int, intended_s: float, tag: str | None = None, timeout_s: float | None = None
+        self,
+        command: Command,
+        api: int,
+        intended_s: float,
+        tag: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        via: GrpcWire | None = None,
     ) -> Result:
-        """Send a command once, record both ends, and say what became of it."""
+        """Send a command once (over gRPC if `via` is given), record both ends, and say what became of it."""
+        attempt, client, sent_s = self._invoke(command, api, intended_s, tag)
+        self._in_flight[api] += 1
+        self.sent += 1
+        try:
+            result = await self._exchange(command, api, timeout_s, via)
+        except NotSent as error:
+            result = Result("fail", None, _NO_ANSWER, str(error))
+        except Lost as error:
+            result = Result("info", None, _NO_ANSWER, str(error))
+        except asyncio.CancelledError:
+            self._complete(attempt, client, Result("info", None, _NO_ANSWER, "the client was stopped"))
+            raise
+        finally:
+            self._in_flight[api] -= 1
+        self._complete(attempt, client, result)
+        self._learn(command, result, sent_s)
+        return result
+
+    async def _exchange(self, command: Command, api: int, timeout_s: float | None, via: GrpcWire | None) -> Result:
+        if via is not None:
+            status, not_admitted, answer = await via.place_bet(command)
+            record = classify(status, not_admitted)
+            return Result(
+                record, status, msgspec.convert(answer, Answer), None if record == "ok" else answer.get("title")
+            )
+        body, key = command.body, command.key or ""
+        request = get(command.path, self._token) if body is None else post(command.path, key, body, self._token)
+        return _result_of(await self.wires[api].exchange(request, timeout_s))
+
+    def _invoke(self, command: Command, api: int, intended_s: float, tag: str | None) -> tuple[int, int, float]:
+        """Record that an attempt begins; return its number, its client and when it began."""
         client = self._free_clients.pop() if self._free_clients else self._new_client()
         self._attempts += 1
         attempt = self._attempts
@@ -182,24 +238,37 @@ class Player:
                 "tag": tag or command.tag,
             }
         )
+        return attempt, client, sent_s
+
+    async def attempt_bulk(self, commands: Sequence[Command], api: int, intended_s: float) -> list[Result]:
+        """Send many commands in one request; each is an attempt of its own with a result of its own."""
+        begun = [self._invoke(command, api, intended_s, None) for command in commands]
         self._in_flight[api] += 1
-        self.sent += 1
+        self.sent += len(commands)
+        whole: Result | None = None
+        results: list[Result] = []
         try:
-            body, key = command.body, command.key or ""
-            request = get(command.path, self._token) if body is None else post(command.path, key, body, self._token)
-            result = _result_of(await self.wires[api].exchange(request, timeout_s))
+            request = post("/v1/commands", "", workload.bulk_body(commands), self._token)
+            reply = await self.wires[api].exchange(request)
+            whole = _result_of(reply)
+            if whole.record == "ok":
+                results = _results_of_bulk(reply.body, len(commands))
         except NotSent as error:
-            result = Result("fail", None, _NO_ANSWER, str(error))
+            whole = Result("fail", None, _NO_ANSWER, str(error))
         except Lost as error:
-            result = Result("info", None, _NO_ANSWER, str(error))
+            whole = Result("info", None, _NO_ANSWER, str(error))
         except asyncio.CancelledError:
-            self._complete(attempt, client, Result("info", None, _NO_ANSWER, "the client was stopped"))
+            whole = Result("info", None, _NO_ANSWER, "the client was stopped")
             raise
         finally:
             self._in_flight[api] -= 1
-        self._complete(attempt, client, result)
-        self._learn(command, result, sent_s)
-        return result
+            if not results:
+                assert whole is not None, "every path above sets it"
+                results = [whole] * len(commands)
+            for (attempt, client, sent_s), command, result in zip(begun, commands, results, strict=True):
+                self._complete(attempt, client, result)
+                self._learn(command, result, sent_s)
+        return results
 
     def _new_client(self) -> int:
         self._clients += 1
@@ -327,6 +396,13 @@ class Player:
             await self._race(arrival, api, intended_s)
         elif kind is Kind.CONTEND:
             await self._contend(arrival, api, intended_s)
+        elif kind is Kind.BULK:
+            await self.attempt_bulk(schedule.bulk(arrival), api, intended_s)
+        elif kind is Kind.ROLLBACK:
+            await self._rollback(arrival, api, intended_s)
+        elif kind is Kind.GRPC:
+            via = self.grpc_wires[api] if self.grpc_wires else None
+            await self.attempt(schedule.command(arrival), api, intended_s, via=via)
         elif kind in workload.LIFECYCLE:
             await self._lifecycle(kind, int(schedule.match[arrival]), api, intended_s)
         else:
@@ -392,6 +468,21 @@ class Player:
             self._post_own(arrival, command, other, intended_s),
         )
 
+    async def _rollback(self, arrival: int, api: int, intended_s: float) -> None:
+        """Send a bet and the rollback of its key, in an order that the arrival's stake decides."""
+        bet = self.schedule.command(arrival)
+        back = workload.rollback(bet.user or 0, bet.key or "")
+        other = (api + 1) % len(self.wires)
+        order = (bet.amount or 0) // 10 % 3
+        if order == 0:
+            await self.attempt(back, api, intended_s)
+            await self.attempt(bet, other, self.clock())
+        elif order == 1:
+            await asyncio.gather(self.attempt(bet, api, intended_s), self.attempt(back, other, intended_s))
+        else:
+            await self.attempt(bet, api, intended_s)
+            await self.attempt(back, other, self.clock())
+
     async def _contend(self, arrival: int, api: int, intended_s: float) -> None:
         """Deposit, then withdraw all of it twice at once: the wallet can pay one of the two at most."""
         user = int(self.schedule.user[arrival])
@@ -418,6 +509,8 @@ class Player:
     async def _step(self, kind: Kind, match: int, api: int, intended_s: float, suffix: str) -> Result:
         command = self.schedule.lifecycle_command(kind, match, self.origin_unix_s, suffix)
         unknown = 0
+        if kind in workload.RESETTLES:
+            await self._spend(match, api, f"-{kind.name.lower()}{suffix}")
         for number in range(LIFECYCLE_TRIES):
             result = await self.attempt(
                 command, (api + number) % len(self.wires), intended_s, "retry" if number else None
@@ -430,7 +523,20 @@ class Player:
                 command = self.schedule.lifecycle_command(kind, match, self.origin_unix_s, f"{suffix}-u{unknown}")
             await asyncio.sleep(LIFECYCLE_RETRY_S)
             intended_s = self.clock()
+        if kind is Kind.CREATE and result.record == "ok" and self.schedule.matches[match].corrections:
+            for spender_command in self.schedule.spender_commands(match):
+                if (await self.attempt(spender_command, api, self.clock())).record != "ok":
+                    break
         return result
+
+    async def _spend(self, match: int, api: int, suffix: str) -> None:
+        """Withdraw all that the spender of a match holds; whether it can is not what this is about."""
+        user = workload.SPENDERS_FROM + match
+        read = await self.attempt(workload.balance(user, strong=True, min_seq=None), api, self.clock())
+        held = read.answer.balance_minor
+        if read.record == "ok" and held:
+            key = f"w{self.schedule.seed}-m{match}-spent{suffix}"
+            await self.attempt(workload.withdraw(user, held, key, "spender"), api, self.clock())
 
     async def match_state(self, match: int) -> Answer | None:
         """Return what the service says of a match, or None while it cannot say. It is not recorded."""
@@ -559,6 +665,21 @@ def _result_of(reply: Reply) -> Result:
             return Result("info", reply.status, _NO_ANSWER, "the answer is not JSON of the agreed form")
         return Result(record, reply.status, _NO_ANSWER, "the answer has no readable body")
     return Result(record, reply.status, answer, None if record == "ok" else answer.title)
+
+
+def _results_of_bulk(body: bytes, count: int) -> list[Result]:
+    """Return what a bulk's answer says of each command; an answer of another form says nothing of any."""
+    try:
+        answers = _decode_bulk(body).results
+    except msgspec.DecodeError:
+        answers = []
+    if len(answers) != count:
+        return [Result("info", 200, _NO_ANSWER, "the answer is not one result a command")] * count
+    found = []
+    for answer in answers:
+        record = classify(answer.status, answer.admitted is False)
+        found.append(Result(record, answer.status, answer, None if record == "ok" else answer.title))
+    return found
 
 
 def monotonic_clock(origin: float) -> Callable[[], float]:

@@ -15,6 +15,7 @@ from compose.errors import StackNotFound
 from compose.stack import DEFAULT_ROOT, Stack, find_stacks
 from compose.state import stacks_folder
 from ledgerproof.options import EnvironmentProblem
+from ledgerproof.output import print_json, print_table
 from ledgerproof.progress import Progress
 from reference.commands import TOPIC_OF
 from reference.config import ConfigError, ServiceConfig, load_config
@@ -100,15 +101,13 @@ def dlq_group() -> None:
 @_service_options
 def list_command(*, everything: bool, stack_name: str | None, config_path: Path | None, as_json: bool) -> int:
     """List dead letters: which event, from where, of which consumer, and why."""
-    from ledgerproof.cli import _print_json, _print_table  # noqa: PLC0415 - cli.py loads this module
-
     found = _letters(service_config(stack_name, config_path))
     shown = [letter for letter in found if everything or letter.resolution is None]
     if as_json:
-        _print_json([msgspec.to_builtins(letter) for letter in shown])
+        print_json([msgspec.to_builtins(letter) for letter in shown])
         return 0
     if shown:
-        _print_table(
+        print_table(
             "",
             ["letter", "buried", "group", "origin", "event", "state", "cause"],
             [
@@ -134,7 +133,6 @@ def list_command(*, everything: bool, stack_name: str | None, config_path: Path 
 @_service_options
 def show_command(*, letter: str, stack_name: str | None, config_path: Path | None, as_json: bool) -> int:
     """Show one dead letter whole: cause, headers and content."""
-    from ledgerproof.cli import _print_json  # noqa: PLC0415 - cli.py loads this module
     from reference.dlq import open_letter  # noqa: PLC0415 - slow to import
 
     config = service_config(stack_name, config_path)
@@ -144,7 +142,7 @@ def show_command(*, letter: str, stack_name: str | None, config_path: Path | Non
 
     opened = _run(work())
     if as_json:
-        _print_json(msgspec.to_builtins(opened))
+        print_json(msgspec.to_builtins(opened))
         return 0
     told = opened.letter
     click.echo(f"letter {told.id}, {_state(told)}\ncause:  {told.cause}\ngroup:  {told.group}\norigin: {told.origin}")
@@ -204,8 +202,6 @@ def _resolve(
     again: bool,
     as_json: bool,
 ) -> int:
-    from ledgerproof.cli import _print_json  # noqa: PLC0415 - cli.py loads this module
-
     if bool(ids) == everything:
         raise click.UsageError("name letters, or say --all")
     known = {letter.id: letter for letter in _letters(config)}
@@ -220,7 +216,7 @@ def _resolve(
     done = _run(action(config, wanted)) if wanted else 0
     if as_json:
         earlier = {letter.id: letter.resolution for letter in before}
-        _print_json({verb: wanted if done else [], "left_alone": earlier})
+        print_json({verb: wanted if done else [], "left_alone": earlier})
         return 0
     for letter in before:
         click.echo(f"{letter.id} was {_state(letter)}; left alone")
@@ -276,7 +272,6 @@ def rebuild_command(
     Readers see each balance as it was or as it is, never none and never an older one. It may be killed at any
     moment; the next one goes on from there.
     """
-    from ledgerproof.cli import _print_json, _print_table  # noqa: PLC0415 - cli.py loads this module
     from reference.rebuild import rebuild  # noqa: PLC0415 - slow to import
 
     config = service_config(stack_name, config_path)
@@ -289,7 +284,7 @@ def rebuild_command(
         step.detail = f"{sum(item.wallets for item in done)} wallets"
     rates = [round(item.wallets / item.seconds) if item.seconds else 0 for item in done]
     if as_json:
-        _print_json(
+        print_json(
             [
                 {
                     "server": item.server,
@@ -303,7 +298,7 @@ def rebuild_command(
             ]
         )
         return 0
-    _print_table(
+    print_table(
         "",
         ["server", "wallets", "were wrong", "seconds", "wallets/s", ""],
         [
@@ -347,7 +342,6 @@ def replay_events_command(
     For consumers that lost their place, or a broker that lost its disk. Consumers apply an event once, so this
     repeats no effect.
     """
-    from ledgerproof.cli import _print_json  # noqa: PLC0415 - cli.py loads this module
     from reference.rebuild import replay  # noqa: PLC0415 - slow to import
 
     moment = parse_time(since, datetime.now(UTC))
@@ -356,7 +350,7 @@ def replay_events_command(
         done = _run(replay(config, moment, topics or ALL_TOPICS, show=step.show))
         step.detail = f"{done.events.total()} events"
     if as_json:
-        _print_json(
+        print_json(
             {
                 "since": moment.isoformat(),
                 "events": dict(done.events),

@@ -11,6 +11,7 @@ from compose.errors import StackError, StackNotFound
 from compose.stack import DEFAULT_ROOT, Stack, find_stacks
 from compose.state import stacks_folder
 from ledgerproof.options import EnvironmentProblem
+from ledgerproof.output import print_json, print_table
 from ledgerproof.progress import Progress
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
@@ -67,7 +68,7 @@ def run_command(*, full: bool, server: str | None, name: str | None, as_json: bo
         assert report is not None, "a pass that waits for its turn gets it"
         step.detail = f"{report.findings} findings"
     if as_json:
-        _print_json({**msgspec.to_builtins(report), "findings": report.findings, "exit_code": exit_code_of(report)})
+        print_json({**msgspec.to_builtins(report), "findings": report.findings, "exit_code": exit_code_of(report)})
     else:
         _show_report(report)
     return exit_code_of(report)
@@ -94,7 +95,7 @@ def status_command(*, limit: int, server: str | None, name: str | None, as_json:
         runs = [] if gate.error else asyncio.run(operations.runs_of(config, index, limit))
         shown.append({"server": gate.server, "paused": gate.paused, "error": gate.error, "runs": runs})
     if as_json:
-        _print_json(shown)
+        print_json(shown)
     else:
         rows = [
             [
@@ -109,7 +110,7 @@ def status_command(*, limit: int, server: str | None, name: str | None, as_json:
             for item in shown
             for run in item["runs"]
         ]
-        _print_table(["server", "started (UTC)", "kind", "state", "findings", "entries", "by"], rows)
+        print_table("", ["server", "started (UTC)", "kind", "state", "findings", "entries", "by"], rows)
         for item in shown:
             if item["error"]:
                 click.echo(f"{item['server']}: {item['error']}")
@@ -139,7 +140,7 @@ def findings_command(*, run_id: str | None, limit: int, server: str | None, name
             {"server": config.servers[index].name, **row, "means": meanings().get(row["code"], "")} for row in rows
         ]
     if as_json:
-        _print_json(shown)
+        print_json(shown)
     else:
         for row in shown:
             click.echo(f"{row['started_at']:%Y-%m-%d %H:%M:%S}  {_line(row)}")
@@ -164,7 +165,7 @@ def payouts_status_command(*, server: str | None, name: str | None, as_json: boo
     config = _config(name)
     gates = [asyncio.run(operations.gate_of(config, index)) for index in _indexes(config, server)]
     if as_json:
-        _print_json(gates)
+        print_json(gates)
     else:
         for gate in gates:
             if gate.error:
@@ -196,7 +197,7 @@ def _change_command(command: str, text: str) -> None:
             raise EnvironmentProblem(f"{server} cannot be asked: {error}; is it up? (`ledgerproof status`)") from error
         state = "paused" if command == "pause" else "running"
         if as_json:
-            _print_json({"server": server, "paused": command == "pause", "changed": changed})
+            print_json({"server": server, "paused": command == "pause", "changed": changed})
         else:
             click.echo(f"{server}: payouts are {state}" + ("" if changed else " (they were already)"))
         return 0
@@ -260,7 +261,7 @@ def _show_report(report: "Report") -> None:
         [item.server, item.state, str(item.total), str(item.entries), str(item.events), str(item.records)]
         for item in report.servers
     ]
-    _print_table(["server", "state", "findings", "entries", "events", "records"], rows)
+    print_table("", ["server", "state", "findings", "entries", "events", "records"], rows)
     for item in report.servers:
         for finding in item.findings[:SHOWN_MAX]:
             click.echo(f"  {_line(msgspec.to_builtins(finding))}")
@@ -288,16 +289,3 @@ def _line(finding: dict[str, Any]) -> str:
         f"{finding['code']} on {finding['server']}: {meanings().get(finding['code'], '')} ({where}): "
         f"expected {finding['expected']}; found {finding['found']}"
     )
-
-
-def _print_json(value: object) -> None:
-    # cli.py loads this module.
-    from ledgerproof.cli import _print_json as print_json  # noqa: PLC0415
-
-    print_json(value)
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from ledgerproof.cli import _print_table as print_table  # noqa: PLC0415
-
-    print_table("", columns, rows)

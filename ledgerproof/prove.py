@@ -42,6 +42,7 @@ from ledgerproof.assess import GeneratorFacts, HarnessFacts, ReconciliationFacts
 from ledgerproof.client import REQUEST_TIMEOUT_S, NotSeeded, Player, monotonic_clock
 from ledgerproof.collect import NotCollected, NotDrained, drain, snapshot
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
+from ledgerproof.grpc_wire import GrpcWire
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem, Options
 from ledgerproof.progress import Progress, Step
@@ -317,8 +318,16 @@ async def _load_and_collect(job: Job) -> None:
     """Seed, load, and bring everything the service holds home."""
     recording, stack = job.recording, job.stack
     wires = [Wire("127.0.0.1", stack.port(name), timeout_s=REQUEST_TIMEOUT_S) for name in stack.nodes_of("api")]
+    token = stack.token()
+    grpc_wires = [GrpcWire(stack.grpc_port(name), token, timeout_s=REQUEST_TIMEOUT_S) for name in stack.nodes_of("api")]
     player = Player(
-        job.schedule, wires, recording.recorder, recording.clock, recording.origin_unix, token=stack.token()
+        job.schedule,
+        wires,
+        recording.recorder,
+        recording.clock,
+        recording.origin_unix,
+        token=token,
+        grpc_wires=grpc_wires,
     )
     sampler = _sampler(job, player)
     try:
@@ -340,6 +349,7 @@ async def _load_and_collect(job: Job) -> None:
         await player.stop()
         for wire in wires:
             wire.close()
+        await asyncio.gather(*(grpc_wire.close() for grpc_wire in grpc_wires))
 
 
 # -- load ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import msgspec
 from compose.errors import StackNotFound
 from compose.stack import DEFAULT_ROOT, Stack, find_stacks
 from compose.state import stacks_folder
+from ledgerproof.output import print_json, print_table
 from ledgerproof.progress import Progress, print_error
 from reference.routing import SHARDS
 
@@ -39,7 +40,6 @@ def shards_command() -> None:
 @_json_flag
 def list_command(*, named: str | None, as_json: bool) -> int:
     """Show which server holds which shards, and every shard that needs attention."""
-    from ledgerproof.cli import _print_json, _print_table  # noqa: PLC0415 - cli loads this module
     from reference.shards import MoveRefused, list_shards  # noqa: PLC0415 - slow to import
 
     stack = _stack(named)
@@ -49,7 +49,7 @@ def list_command(*, named: str | None, as_json: bool) -> int:
         print_error(str(error))
         return REFUSED_EXIT
     if as_json:
-        _print_json(msgspec.to_builtins(views))
+        print_json(msgspec.to_builtins(views))
         return 0
     rows = []
     for server in stack.config.servers:
@@ -57,7 +57,7 @@ def list_command(*, named: str | None, as_json: bool) -> int:
         numbers = _ranges([view.shard for view in held])
         entries, size = sum(view.entries for view in held), sum(view.bytes for view in held)
         rows.append([server.name, str(len(held)), f"{entries:,}", f"{size / 1e6:.1f}", numbers])
-    _print_table("", ["server", "shards", "entries (est.)", "MB", "which"], rows)
+    print_table("", ["server", "shards", "entries (est.)", "MB", "which"], rows)
     for view in views:
         if view.problem:
             click.echo(f"shard {view.shard}: {view.problem}")
@@ -76,7 +76,6 @@ def move_command(*, shard: int, target: str, named: str | None, as_json: bool) -
     over. Killed or failed at any point, the command can be repeated: it finishes the move or begins anew. Naming
     the server that holds the shard clears what an interrupted move left elsewhere.
     """
-    from ledgerproof.cli import _print_json  # noqa: PLC0415 - cli loads this module
     from reference.shards import MoveRefused, MoveUnfinished, move_shard  # noqa: PLC0415 - slow to import
 
     stack = _stack(named)
@@ -96,7 +95,7 @@ def move_command(*, shard: int, target: str, named: str | None, as_json: bool) -
         print_error(str(error))
         return UNFINISHED_EXIT
     if as_json:
-        _print_json(msgspec.to_builtins(moved))
+        print_json(msgspec.to_builtins(moved))
         return 0
     if not moved.moved:
         click.echo(f"shard {shard} is on {target}" + (": an interrupted move was cleared" if moved.resumed else ""))

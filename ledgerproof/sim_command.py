@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from ledgerproof.output import print_json, print_table
+
 if TYPE_CHECKING:
     from sim.writer_model import Estimate, Prediction
 
@@ -36,7 +38,6 @@ def sim_command(*, as_json: bool, **typed: Any) -> int:
     not slow each other in the model, so its capacity is an upper bound.
     """
     # The model loads numpy and SimPy; this module is loaded by every command, and cli.py loads it.
-    from ledgerproof.cli import _print_json, _print_table  # noqa: PLC0415
     from sim.writer_model import Parameters, predict  # noqa: PLC0415
 
     try:
@@ -45,13 +46,13 @@ def sim_command(*, as_json: bool, **typed: Any) -> int:
         raise click.UsageError(str(error)) from error
     prediction = predict(parameters)
     if as_json:
-        _print_json({**msgspec.to_builtins(prediction), "notes": [HAND_TYPED, OPTIMISTIC]})
+        print_json({**msgspec.to_builtins(prediction), "notes": [HAND_TYPED, OPTIMISTIC]})
         return 0
     title = (
         f"{parameters.rate_per_s:g} commands/s, {parameters.servers} servers × {parameters.apis} APIs = "
         f"{parameters.writers} writers, {parameters.replications} × {parameters.duration_s:g} s, seed {parameters.seed}"
     )
-    _print_table(title, ["", "mean", "95 % interval"], _rows(prediction))
+    print_table(title, ["", "mean", "95 % interval"], _rows(prediction))
     click.echo(
         f"saturation: {prediction.saturation_per_s:,.0f} commands/s "
         f"({prediction.writer_saturation_per_s:,.0f} per writer; closed form)"

@@ -10,6 +10,7 @@ Units: times are seconds since the start of the load, amounts are minor units, o
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -44,8 +45,14 @@ RESETTLE_SHARE = 0.2
 """Share of settled matches that are settled again with another result; a third of those a second time."""
 RESETTLE_TO_VOID_SHARE = 0.15
 """Share of those corrections that make the match void."""
+SPENDERS_FROM = 10_000
+"""Match number m that will be corrected has a wallet of its own, SPENDERS_FROM + m, which backs the first result and
+withdraws all that it won by mistake before the correction: what is taken back then is not there any more."""
+SPENDER_STAKE_MINOR = 2_000
 VOID_SHARE = 0.12
 """Share of matches that are voided instead of settled; half of those without having been closed."""
+BULK_BETS = 6
+"""Bets in one BULK, beside a deposit and a withdrawal."""
 PATIENCE_S = 0.012
 """An IMPATIENT client hangs up within this long after sending."""
 FAR_FUTURE_S = 86_400
@@ -85,6 +92,12 @@ class Kind(IntEnum):
     RESETTLE = 17
     RESETTLE_TWICE = 18
     """The second correction of a match."""
+    BULK = 19
+    """Several wallet commands of several wallets in one request."""
+    ROLLBACK = 20
+    """A bet and the rollback of its key: before it, beside it, or after it."""
+    GRPC = 21
+    """A bet over gRPC."""
 
 
 PER_BET: dict[Kind, float] = {
@@ -101,10 +114,13 @@ PER_BET: dict[Kind, float] = {
     Kind.OTHER_BODY: 0.006,
     Kind.CONTEND: 0.002,
     Kind.IMPATIENT: 0.003,
+    Kind.BULK: 0.004,
+    Kind.ROLLBACK: 0.006,
+    Kind.GRPC: 0.010,
 }
 """Arrivals of each kind per bet. The first two sum to one: `rate` counts bets that ought to be accepted."""
 
-BETTING = (Kind.BET, Kind.RACE, Kind.BEYOND, Kind.LATE, Kind.IMPATIENT)
+BETTING = (Kind.BET, Kind.RACE, Kind.BEYOND, Kind.LATE, Kind.IMPATIENT, Kind.BULK, Kind.ROLLBACK, Kind.GRPC)
 COMMANDS = (Kind.BET, Kind.DEPOSIT, Kind.WITHDRAW, Kind.BEYOND, Kind.LATE)
 """Kinds whose key a RETRY may send again."""
 RESETTLES = (Kind.RESETTLE, Kind.RESETTLE_TWICE)
@@ -112,7 +128,15 @@ LIFECYCLE = (Kind.CREATE, Kind.CLOSE, Kind.SETTLE, Kind.VOID, *RESETTLES)
 
 
 _SIDES = (Side.BACK, Side.LAY)
-_TAGS = {Kind.RACE: "race", Kind.BEYOND: "beyond_funds", Kind.LATE: "late", Kind.IMPATIENT: HUNG_UP}
+_TAGS = {
+    Kind.RACE: "race",
+    Kind.BEYOND: "beyond_funds",
+    Kind.LATE: "late",
+    Kind.IMPATIENT: HUNG_UP,
+    Kind.BULK: "bulk",
+    Kind.ROLLBACK: "rollback",
+    Kind.GRPC: "grpc",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +270,36 @@ class Schedule:
             tag=_TAGS.get(kind),
         )
 
+    def bulk(self, arrival: int) -> list[Command]:
+        """Build the commands of a BULK: bets of several wallets on one match, a deposit and a withdrawal.
+
+        The last command repeats the first one, so that a key comes twice in one request.
+        """
+        number, _, match, selection, side, odds, amount = self._rows[arrival]
+        if Kind(number) is not Kind.BULK:
+            raise ValueError(f"{Kind(number).name} is not a bulk")
+        key = self.key_of(arrival)
+        wallets = [user for user, _ in self.seed_deposits]
+        users = [wallets[(arrival * BULK_BETS + i) % len(wallets)] for i in range(BULK_BETS)]
+        bets = [
+            bet(
+                user=user,
+                match_id=self._match_ids[match],
+                selection=DEFAULT_OUTCOMES[selection],
+                side=_SIDES[(side + i) % 2],
+                odds=odds,
+                stake_minor=amount + 10 * i,
+                key=f"{key}-{i}",
+                tag="bulk",
+            )
+            for i, user in enumerate(users)
+        ]
+        transfers = [
+            deposit(users[0], amount, f"{key}-in", "bulk"),
+            withdraw(users[-1], amount, f"{key}-out", "bulk"),
+        ]
+        return [*bets, *transfers, bets[0]]
+
     @cached_property
     def _rows(self) -> list[tuple[int, int, int, int, int, int, int]]:
         """What `command` needs of each arrival, as Python numbers: reading single array items is slow."""
@@ -255,6 +309,27 @@ class Schedule:
     @cached_property
     def _match_ids(self) -> list[str]:
         return [str(plan.match_id) for plan in self.matches]
+
+    def spender_commands(self, match: int) -> list[Command]:
+        """Build what the spender of a match to be corrected does at its start: a deposit, then a bet of all of it.
+
+        Nobody backs at lower odds, so the bet is the first to be taken.
+        """
+        user, key = SPENDERS_FROM + match, f"w{self.seed}-m{match}-spender"
+        plan = self.matches[match]
+        return [
+            deposit(user, SPENDER_STAKE_MINOR, f"{key}-in", "spender"),
+            bet(
+                user=user,
+                match_id=str(plan.match_id),
+                selection=DEFAULT_OUTCOMES[plan.result],
+                side=Side.BACK,
+                odds=MIN_ODDS,
+                stake_minor=SPENDER_STAKE_MINOR,
+                key=f"{key}-bet",
+                tag="spender",
+            ),
+        ]
 
     def patience_s(self, arrival: int) -> float:
         """Return how long the client of an IMPATIENT arrival waits for its answer."""
@@ -340,6 +415,21 @@ def cancel(user: int, match_id: str, bet_id: str, key: str, tag: str | None = No
     """Return a command that cancels the unmatched part of a bet."""
     path = f"/v1/wallets/{user}/bets/{bet_id}/cancel"
     return Command("cancel", path, key, b"{}", user=user, match_id=match_id, bet_id=bet_id, tag=tag)
+
+
+def rollback(user: int, key: str, tag: str | None = "rollback") -> Command:
+    """Return a command that takes back the bet that was, or will be, placed under `key`."""
+    body = msgspec.json.encode({"key": key})
+    return Command("rollback", f"/v1/wallets/{user}/rollbacks", key, body, user=user, tag=tag)
+
+
+def bulk_body(commands: Sequence[Command]) -> bytes:
+    """Return the body of one request that holds these bets, deposits and withdrawals."""
+    items = [
+        {"op": command.op, "user_id": command.user, "key": command.key, **msgspec.json.decode(command.body or b"{}")}
+        for command in commands
+    ]
+    return msgspec.json.encode({"commands": items})
 
 
 def balance(user: int, *, strong: bool, min_seq: int | None) -> Command:

@@ -4,6 +4,7 @@ Everything refused here was certainly not done.
 """
 
 import asyncio
+import contextlib
 from enum import Enum
 from typing import Final
 
@@ -71,7 +72,8 @@ class Admission:
         self.draining = True
         if self.under_way:
             self._idle.clear()
-            await asyncio.wait([asyncio.ensure_future(self._idle.wait())], timeout=DRAIN_WITHIN_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), DRAIN_WITHIN_S)
         return self.under_way
 
     async def close(self) -> None:

@@ -211,12 +211,13 @@ class EntriesView(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
-class BalanceUpdate(msgspec.Struct, frozen=True):
-    """What an event stream sends: the balance after the entry `seq`."""
+class BalanceEvent(msgspec.Struct, frozen=True):
+    """What an event stream sends: the balance after the entry `seq`, which was written at `updated_at_ms`."""
 
     user_id: int
     seq: int
     balance_minor: int
+    updated_at_ms: int
 
 
 class AdvanceView(msgspec.Struct, frozen=True):

@@ -30,6 +30,7 @@ from reference.commands import (
 from reference.config import ServiceConfig
 from reference.desk import MAX_CLOSES_AT_MS, Desk, within
 from reference.errors import InvalidCommand, LedgerError
+from reference.event_stream import EventStreams
 from reference.openapi import document
 from reference.reads import (
     BETS,
@@ -64,8 +65,8 @@ _settle_match = msgspec.json.Decoder(SettleMatch).decode
 _resettle_match = msgspec.json.Decoder(ResettleMatch).decode
 _rollback = msgspec.json.Decoder(Rollback).decode
 
-Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer]]
-"""(scope, protocol, the path split at its slashes) → the answer."""
+Handler = Callable[[Any, Any, list[str]], Awaitable[web.Answer | None]]
+"""(scope, protocol, the path split at its slashes) → the answer, or None if the handler sent it by itself."""
 Shape = tuple[str | None, ...]
 
 _NO_ATTRIBUTES: dict[str, str] = {}
@@ -105,14 +106,15 @@ class Api:
         self._tracing = tracing
         self._store = Store(config, "ledger_api")
         self._cache = Cache(config)
-        self._writers = [Writer(self._store, index, "API", tracing) for index in range(len(config.servers))]
-        self.desk = Desk(config, self._store, self._writers)
+        self.writers = [Writer(self._store, index, "API", tracing) for index in range(len(config.servers))]
+        self.desk = Desk(config, self._store, self.writers)
         self.reads = Reads(self._store, self._cache)
+        self.streams = EventStreams(config, self.reads)
         self.admission = Admission(config)
         self._loop_watch = LoopWatch()
         self._health = Health()
         self._health.ready = self.ready
-        self._health.alive = self._alive
+        self._health.alive = self.alive
         self._openapi = _encode(document(config.max_amount_minor))
         self._routes = {shape: Route(name, needs, handle) for shape, name, needs, handle in self._table()}
         self._unknown = Route("unknown", Needs.NOBODY, self._unknown_route)
@@ -120,18 +122,20 @@ class Api:
     def start(self) -> None:
         """Start the writers; call it inside the running event loop."""
         self._loop_watch.start()
-        for writer in self._writers:
+        for writer in self.writers:
             writer.start()
 
     async def drain(self) -> None:
         """Stop being ready, then refuse what is new and wait for what is under way (bounded)."""
+        self.admission.stopping = True
+        await self.streams.close()
         left = await self.admission.drain()
         if left:
             log.error("%d requests were still under way when the process had to stop", left)
 
     async def stop(self) -> None:
         """Finish what was admitted, then close every connection."""
-        await asyncio.gather(*(writer.stop() for writer in self._writers))
+        await asyncio.gather(*(writer.stop() for writer in self.writers))
         await self._loop_watch.stop()
         await self.admission.close()
         await self.reads.close()
@@ -151,6 +155,7 @@ class Api:
             (("GET", "wallets", "entries"), "entries", wallet, self._entries),
             (("GET", "wallets", "transactions"), "transactions", wallet, self._transactions),
             (("GET", "wallets", "stats"), "stats", wallet, self._stats),
+            (("GET", "wallets", "events"), "events", wallet, self._events),
             (("GET", "wallets", "advances"), "advances", wallet, self._advances),
             (("GET", "wallets", "bets"), "wallet_bets", wallet, self._bets),
             (("GET", "wallets", "bets", None), "bet", wallet, self._view_bet),
@@ -184,13 +189,15 @@ class Api:
             if route.needs is not Needs.NOBODY:
                 user = parts[3] if route.needs is Needs.WALLET else ""
                 await admission.admit(route.needs, scope.headers.get("authorization"), user)
-            answer = await route.handle(scope, proto, parts)
+            answer: web.Answer | None = await route.handle(scope, proto, parts)
         except Exception as error:  # noqa: BLE001 - the last resort of a server: answer, log, go on
             answer = web.failure(route.name, error)
         finally:
             admission.leave()
-        status, headers, body = answer
-        proto.response_bytes(status, headers, body)
+        status = 200
+        if answer is not None:
+            status, headers, body = answer
+            proto.response_bytes(status, headers, body)
         if span is not None:
             attributes = {"http.request.method": scope.method, "url.path": path, "http.response.status_code": status}
             self._tracing.leave(span, attributes, failed=status >= 500)
@@ -203,10 +210,10 @@ class Api:
             raise web.Rejected(405, "method not allowed", f"this resource takes {', '.join(allowed)}", headers)
         return web.problem(404, "no such route", f"{scope.method} {scope.path[:200]} is not in /openapi.json")
 
-    def _alive(self) -> str | None:
+    def alive(self) -> str | None:
         """Alive unless a writer has lost a batch: nothing but a new process would bring that back."""
         longest_s = self._config.statement_timeout_ms / 1000 + WRITER_STUCK_AFTER_S
-        for index, writer in enumerate(self._writers):
+        for index, writer in enumerate(self.writers):
             if writer.batch_age_s > longest_s:
                 name = self._config.servers[index].name
                 return f"the writer of {name} has not come back for {writer.batch_age_s:.0f} s"
@@ -216,7 +223,7 @@ class Api:
         """Ready while at least one server takes commands: one dead server must not take all wallets offline."""
         if self.admission.stopping:
             return "stopping"
-        if (reason := self._alive() or self._loop_watch.complaint()) is not None:
+        if (reason := self.alive() or self._loop_watch.complaint()) is not None:
             return reason
         for index in range(len(self._config.servers)):
             try:
@@ -268,7 +275,7 @@ class Api:
         commands = web.decode_bulk(await web.read_body(scope, proto, web.BULK_MAX_BYTES))
         within("commands", len(commands), 1, BULK_MAX)
         if not caller.service:
-            if caller.subject:
+            if caller.subject and len(commands) > 1:
                 await self.admission.limiter.take(int(caller.subject), len(commands) - 1)
             commands = [web.own(caller, command) for command in commands]
         results = [web.bulk_result(done) for done in await self.desk.bulk(commands)]
@@ -331,6 +338,13 @@ class Api:
         limit = web.number(query, "limit", 1, ENTRIES_PAGE_MAX, 20)
         return 200, web.JSON, _encode(await self.reads.transactions(user_id, before_seq, limit))
 
+    async def _events(self, scope: Any, proto: Any, parts: list[str]) -> None:
+        user_id = web.user_of(parts[3])
+        caller = self.admission.gate.caller(scope.headers.get("authorization"))
+        last: str = scope.headers.get("last-event-id") or "0"
+        last_seq = web.number({"Last-Event-ID": [last]}, "Last-Event-ID", 0, MAX_USER_ID, 0)
+        await self.streams.serve(proto, caller, user_id, last_seq)
+
     async def _advances(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         return 200, web.JSON, _encode(await self.reads.advances(web.user_of(parts[3])))
 
@@ -351,7 +365,7 @@ class Api:
 
     async def _matches(self, scope: Any, proto: Any, parts: list[str]) -> web.Answer:
         query = web.query_of(scope)
-        state = web.choice(query, "state", ("", *MatchState)) or None
+        state = web.choice(query, "state", tuple(MatchState)) if "state" in query else None
         before = web.cursor(query, MATCHES, tuple[int, UUID], LAST_MATCH)
         if not 0 <= before[0] <= LAST_MATCH[0]:
             raise InvalidCommand("cursor", "must be a next_cursor of this list")

@@ -25,12 +25,14 @@ from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import Producer as KafkaProducer
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
+from opentelemetry.trace import SpanKind
 
 from reference import metrics
 from reference.commands import BALANCE_TOPIC, DLQ_TOPIC, TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, NotPosted
 from reference.service import Fatal
+from reference.tracing import Tracing, is_sampled
 
 log = logging.getLogger("ledgerproof.bus")
 
@@ -271,8 +273,10 @@ class Consumer:
         lane_of: Callable[[Message], int],
         *,
         held_max: int = HELD_MAX,
+        tracing: Tracing | None = None,
     ) -> None:
         self.group = group
+        self._tracing = tracing
         self.assignments = 0
         """How often partitions were given to this member: what a predecessor left behind is unknown after each."""
         self._batch = config.consumer_batch
@@ -460,7 +464,7 @@ class Consumer:
         for record in polled:
             error = record.error()
             if error is not None:
-                if error.fatal():
+                if error.fatal() or error.code() == KafkaError._FATAL:
                     raise ConsumerLost(f"{self.group}: {error.str()}")
                 if error.code() not in (KafkaError._PARTITION_EOF, KafkaError.UNKNOWN_TOPIC_OR_PART):
                     log.warning("kafka: %s", error.str())
@@ -527,12 +531,36 @@ class Consumer:
             if lane.attempts <= POISON_ATTEMPTS:
                 return BROKEN_RETRY_AFTER_S
             return await self._poisoned(number, lane, messages[0], str(error) or repr(error))
-        self._seconds.observe(time.monotonic() - started)
+        took_s = time.monotonic() - started
+        self._seconds.observe(took_s)
         self._jobs.inc(len(messages))
+        self._trace(messages, took_s)
         lane.attempts = 0
         lane.size = min(self._batch, lane.size * 2)
         self._done(number, lane, messages)
         return 0.0
+
+    def _trace(self, messages: Sequence[Message], took_s: float) -> None:
+        """Record the batch in the trace of every message in it that has one."""
+        if self._tracing is None:
+            return
+        for message in messages:
+            if is_sampled(message.traceparent):
+                ended_ns = time.time_ns()
+                self._tracing.record(
+                    f"{self.group} {message.event_type}",
+                    message.traceparent,
+                    kind=SpanKind.CONSUMER,
+                    started_ns=ended_ns - int(took_s * 1e9),
+                    ended_ns=ended_ns,
+                    attributes={
+                        "messaging.system": "kafka",
+                        "messaging.destination.name": message.topic,
+                        "messaging.consumer.group.name": self.group,
+                        "messaging.batch.message_count": len(messages),
+                        "messaging.message.id": message.event_id,
+                    },
+                )
 
     async def _poisoned(self, number: int, lane: _Lane, message: Message, cause: str) -> float:
         try:

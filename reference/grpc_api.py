@@ -30,6 +30,7 @@ from reference.commands import (
     Deposit,
     Outcome,
     PlaceBet,
+    ResettleMatch,
     Rollback,
     SettleMatch,
     Side,
@@ -128,6 +129,7 @@ class GrpcApi:
             Method("CreateMatch", pb.CreateMatchRequest, admin, self._create_match),
             Method("CloseMatch", pb.MatchRequest, admin, self._close_match),
             Method("SettleMatch", pb.SettleMatchRequest, admin, self._settle_match),
+            Method("ResettleMatch", pb.ResettleMatchRequest, admin, self._resettle_match),
             Method("VoidMatch", pb.MatchRequest, admin, self._void_match),
             Method("GetMatch", pb.MatchRequest, Needs.ANYBODY, self._match),
         ]
@@ -227,6 +229,12 @@ class GrpcApi:
     async def _settle_match(self, request: Any, caller: Caller) -> Reply:
         match_id = _uuid("match_id", request.match_id)
         return _moved(await self._desk.settle_match(match_id, SettleMatch(request.result)))
+
+    async def _resettle_match(self, request: Any, caller: Caller) -> Reply:
+        match_id, key = _uuid("match_id", request.match_id), checked_key(request.key, "key")
+        result = request.result if request.HasField("result") else None
+        version = request.corrects_version if request.HasField("corrects_version") else None
+        return _moved(await self._desk.resettle_match(match_id, key, ResettleMatch(result, version)))
 
     async def _void_match(self, request: Any, caller: Caller) -> Reply:
         return _moved(await self._desk.void_match(_uuid("match_id", request.match_id)))
@@ -370,6 +378,7 @@ def _moved(done: Moved) -> pb.MatchReply:
         match_id=str(done.match_id),
         state=done.state or "",
         field=done.differs or "",
+        settlement_version=done.settlement_version or 0,
     )
 
 

@@ -25,6 +25,7 @@ from reference.orderbook import Book, Fill, Order
 from reference.service import always_ready, run_worker
 from reference.sql import load_sql
 from reference.store import Store, columns, meaning_of
+from reference.tracing import Tracing, is_sampled
 
 log = logging.getLogger("ledgerproof.matcher")
 
@@ -306,7 +307,7 @@ async def _write(connection: asyncpg.Connection, matches: dict[UUID, _Match], ch
     for match in matches.values():
         match.version += match.changed
     new = [_order_row(order, arrival, matches[order.match_id].version) for order, arrival in changes.new.values()]
-    await connection.execute(sql["insert_orders"], *columns(new, 19))
+    await connection.execute(sql["insert_orders"], *columns(new, 20))
     if changes.resting:
         progress = [_progress_row(order, matches[order.match_id].version) for order in changes.resting.values()]
         await connection.execute(sql["update_orders"], *columns(progress, 7))
@@ -352,6 +353,7 @@ def _order_row(order: Order, arrival: Arrival, book_version: int) -> tuple[objec
         order.cancel_reason,
         arrival.event_id,
         book_version,
+        arrival.traceparent if is_sampled(arrival.traceparent) else None,
     )
 
 
@@ -455,11 +457,13 @@ class Matcher:
 async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Event) -> None:
     """Match until `stopping`."""
     store = Store(config, "ledger_matcher")
+    tracing = Tracing(config, name)
     matcher = Matcher(store)
-    consumer = Consumer(config, GROUP, TOPICS, name, matcher.lane_of)
+    consumer = Consumer(config, GROUP, TOPICS, name, matcher.lane_of, tracing=tracing)
     try:
         await run_worker(port, lambda: consumer.run_once(matcher.handle), always_ready, stopping)
     finally:
         await consumer.close()
         matcher.close()
         await store.close()
+        tracing.close()

@@ -36,9 +36,9 @@ _STRUCTS: list[type] = [
     answers.BalanceView,
     answers.EntriesView,
     answers.StatsView,
+    answers.BalanceEvent,
     answers.ResettleAnswer,
     answers.AdvancesView,
-    answers.BalanceUpdate,
     answers.Problem,
 ]
 
@@ -160,6 +160,7 @@ def _paths() -> Json:
         "source": "redis",
         "stale": False,
         "updated_at_ms": 1_767_225_600_000,
+        "as_of_ms": 1_767_225_600_120,
     }
     entry = {
         "seq": 2,
@@ -602,7 +603,8 @@ def _bulk(accepted: Json, bet: Json) -> Json:
 
 
 def _stream() -> Json:
-    example = 'id: 2\nevent: user.balance.updated\ndata: {"user_id":7,"seq":2,"balance_minor":9900}\n\n'
+    data = '{"user_id":7,"seq":2,"balance_minor":9900,"updated_at_ms":1767225600000}'
+    example = f"id: 2\nevent: user.balance.updated\ndata: {data}\n\n"
     header = {"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 19}}
     return {
         "operationId": "events",
@@ -614,7 +616,7 @@ def _stream() -> Json:
         "parameters": [*_parameters(("user_id",)), header],
         "responses": {
             "200": {
-                "description": "Events `user.balance.updated`; `data` is a BalanceUpdate as JSON",
+                "description": "Events `user.balance.updated`; `data` is a BalanceEvent as JSON",
                 "content": {"text/event-stream": {"schema": {"type": "string"}, "example": example}},
             },
             **_MALFORMED,

@@ -27,6 +27,7 @@ from reference.config import ServiceConfig
 from reference.errors import LedgerError, ShardNotHere
 from reference.service import always_ready, run_worker
 from reference.store import Store
+from reference.tracing import Tracing
 from reference.uuid7 import uuid7
 
 log = logging.getLogger("ledgerproof.projector")
@@ -262,7 +263,8 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
     cache = Cache(config)
     updates = Publisher(config, f"{name}-updates")
     projector = Projector(store, cache, updates)
-    consumer = Consumer(config, GROUP, TOPICS, name, projector.lane_of)
+    tracing = Tracing(config, name)
+    consumer = Consumer(config, GROUP, TOPICS, name, projector.lane_of, tracing=tracing)
     reporting = [
         asyncio.create_task(projector.keep_reporting(index, consumer, stopping), name=f"reports of {server.name}")
         for index, server in enumerate(config.servers)
@@ -277,3 +279,4 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
         updates.close()
         await cache.close()
         await store.close()
+        tracing.close()

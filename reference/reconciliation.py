@@ -715,7 +715,7 @@ class Pass:
                 continue
             parts = str(value).split(" ")
             name = key.removeprefix(KEY_PREFIX)
-            numbers = [part.lstrip("-") for part in (name, *parts)]
+            numbers = [part.lstrip("-") for part in (name, *parts[:3])]  # the fourth is the cache's epoch, a word
             if len(parts) < 3 or not all(part.isdigit() for part in numbers) or not 0 < int(name) <= MAX_USER_ID:
                 server = self._holder(int(name)) if name.isdigit() else self._chosen[0]
                 finding = Finding("REDIS_MALFORMED", server.name, "seq balance time", f"{key}: {value}"[:200])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import asyncpg
 import msgspec
 from confluent_kafka import KafkaException
+from opentelemetry.trace import SpanKind
 
 from reference import metrics
 from reference.bus import Headers, Publisher, Record, create_topics, end_offsets
@@ -26,6 +27,7 @@ from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.service import STOP_WITHIN_S, always_ready, run_worker
 from reference.store import LEADER_CLASS, Store
+from reference.tracing import Tracing, is_sampled
 
 log = logging.getLogger("ledgerproof.relay")
 
@@ -59,8 +61,9 @@ class Batch:
 class Relay:
     """Publishes the outbox of one server while it holds that server's leader lock."""
 
-    def __init__(self, store: Store, publisher: Publisher, server: int) -> None:
+    def __init__(self, store: Store, publisher: Publisher, server: int, tracing: Tracing | None = None) -> None:
         self._store = store
+        self._tracing = tracing
         self._publisher = publisher
         self._name = store.config.servers[server].name
         self._server = server
@@ -132,6 +135,7 @@ class Relay:
         elif not everything:
             await self._unacknowledged(len(batch.rows) - len(marked))
         self._note(batch.rows, places)
+        self._trace(batch.rows, places)
         await self._advance(connection, marked, batch if everything else None)
         self._published.inc(len(marked))
         if behind is None or not behind.rows:
@@ -190,6 +194,28 @@ class Relay:
                 self._broker_lost(topic, number, offsets[number], place[1])
                 offsets = self._offsets.setdefault(topic, {})
             offsets[number] = place[1]
+
+    def _trace(self, rows: Sequence[asyncpg.Record], places: Sequence[tuple[int, int] | None]) -> None:
+        """Record the time that traced events spent in the outbox, from their commit to the acknowledgement."""
+        if self._tracing is None:
+            return
+        for row, place in zip(rows, places, strict=True):
+            if place is not None and is_sampled(row["traceparent"]):
+                topic = TOPIC_OF[row["event_type"]]
+                self._tracing.record(
+                    f"outbox {row['event_type']}",
+                    row["traceparent"],
+                    kind=SpanKind.PRODUCER,
+                    started_ns=int(row["created_at"].timestamp() * 1e9),
+                    ended_ns=time.time_ns(),
+                    attributes={
+                        "messaging.system": "kafka",
+                        "messaging.destination.name": topic,
+                        "messaging.destination.partition.id": str(place[0]),
+                        "messaging.kafka.offset": place[1],
+                        "messaging.message.id": row["event_id"],
+                    },
+                )
 
     def _broker_lost(self, topic: str, number: str, known: int, now: int) -> None:
         """Say that events are gone, and forget where any of them were."""
@@ -317,7 +343,8 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
     """Relay every server's outbox, each on its own so that one dead server holds up no other."""
     store = Store(config, "ledger_relay")
     publishers = [Publisher(config, f"{name}-{server.name}") for server in config.servers]
-    relays = [Relay(store, publisher, index) for index, publisher in enumerate(publishers)]
+    tracing = Tracing(config, name)
+    relays = [Relay(store, publisher, index, tracing) for index, publisher in enumerate(publishers)]
 
     # One that dies takes the process with it: a relay nobody misses would leave its server's events lying.
     running = [
@@ -334,3 +361,4 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
         for publisher in publishers:
             publisher.close()
         await store.close()
+        tracing.close()

@@ -43,6 +43,7 @@ from reference.settlement import (
 )
 from reference.sql import load_sql
 from reference.store import Store, meaning_of
+from reference.tracing import Tracing
 from reference.writer import Posting, post_entries
 
 log = logging.getLogger("ledgerproof.settler")
@@ -232,11 +233,12 @@ class Settlement:
             page = await self._fetch("page", self._match_id, position, page_orders)
             while page:
                 orders = [order_of(row) for row in page]
+                traces = {row["bet_id"]: row["traceparent"] for row in page if row["traceparent"] is not None}
                 reached = orders[-1].arrival
                 # What is read of an order never changes once its match is being settled, so the next page can be
                 # read while this one is posted.
                 posted, page = await asyncio.gather(
-                    self._settle_page(orders, terms), self._fetch("page", self._match_id, reached, page_orders)
+                    self._settle_page(orders, terms, traces), self._fetch("page", self._match_id, reached, page_orders)
                 )
                 self.entries += posted
                 await self._move("mark_page", terms.version, position, reached)
@@ -247,7 +249,7 @@ class Settlement:
         finally:
             self._connection.terminate()
 
-    async def _settle_page(self, orders: Sequence[Order], terms: _Terms) -> int:
+    async def _settle_page(self, orders: Sequence[Order], terms: _Terms, traces: Mapping[UUID, str]) -> int:
         """Post what a page of orders gets or gives back; return how many entries were new."""
         entries: list[Entry] = []
         corrections: list[Correction] = []
@@ -266,7 +268,7 @@ class Settlement:
                         corrections.append(correction)
             except ValueError as error:
                 raise PaymentRefused(str(error)) from error
-        return await pay(self._store, entries) + await correct(self._store, corrections)
+        return await pay(self._store, entries, traces) + await correct(self._store, corrections)
 
     async def _move(self, query: str, *args: object) -> None:
         if not await self._fetch(query, self._match_id, *args):
@@ -415,8 +417,9 @@ async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
 async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Event) -> None:
     """Settle and refund until `stopping`."""
     store = Store(config, "ledger_settler")
+    tracing = Tracing(config, name)
     settler = Settler(store)
-    consumer = Consumer(config, GROUP, TOPICS, name, settler.lane_of)
+    consumer = Consumer(config, GROUP, TOPICS, name, settler.lane_of, tracing=tracing)
     settling = asyncio.create_task(settler.settle_all(stopping), name="settlements")
     try:
         await run_worker(port, lambda: consumer.run_once(settler.handle), always_ready, stopping, [settling])
@@ -425,3 +428,4 @@ async def run(config: ServiceConfig, name: str, port: int, stopping: asyncio.Eve
         settling.cancel()
         await consumer.close()
         await store.close()
+        tracing.close()

@@ -37,8 +37,9 @@ STATEMENT_TIMEOUT_MS = 600_000
 LOCK_TIMEOUT_MS = 30_000
 FREEZE_MAX_MS = 5_000
 """The old server ends a freeze that takes longer, whatever became of the mover."""
-FREEZE_TRY_MS = 1_500
-"""A mover that has not got the shard copied and its events published within this time lets go and tries again."""
+FREEZE_TRY_MS = 1_200
+"""A mover that has not got the rest copied, published and projected within this time lets go and tries again. With
+what follows it stays below a command's deadline, so that clients wait and need not be refused."""
 FREEZE_TRIES = 10
 FREEZE_PAUSE_S = 0.5
 PASSES_MAX = 5
@@ -327,7 +328,7 @@ class _Move:
         self._reached(Phase.COPIED)
         await self._catch_up(source, target)
         self._reached(Phase.VERIFIED)
-        if not await self._published(source, BACKLOG_WAIT_S, older_than_ms=BACKLOG_AGE_MS):
+        if not await self._published(source, time.monotonic() + BACKLOG_WAIT_S, BACKLOG_AGE_MS):
             raise MoveRefused(
                 f"the relay of {source.name} has not published the events of shard {self._shard} for "
                 f"{BACKLOG_WAIT_S:g} s: is Kafka well, and the relay?"
@@ -360,8 +361,8 @@ class _Move:
                 )
             await asyncio.sleep(FREEZE_PAUSE_S)
         raise MoveRefused(
-            f"the relay of {source.name} has not published the events of shard {self._shard} within "
-            f"{FREEZE_TRY_MS} ms, {FREEZE_TRIES} times over: is Kafka well, and the relay?"
+            f"the events of shard {self._shard} were not published and projected within {FREEZE_TRY_MS} ms, "
+            f"{FREEZE_TRIES} times over: are Kafka, the relay and the projector well, or is there too much load?"
         )
 
     async def _catch_up(self, source: _Server, target: _Server) -> None:
@@ -420,9 +421,9 @@ class _Move:
                 return None
             self._reached(Phase.FROZEN)
             async with asyncio.TaskGroup() as group:
-                published = group.create_task(self._published(source, FREEZE_TRY_MS / 1000))
+                published = group.create_task(self._published(source, began + FREEZE_TRY_MS / 1000))
                 copying = group.create_task(self._copy_rest(source, target))
-            if not published.result() or not await self._projected_rest(source, target):
+            if not published.result() or not await self._projected_rest(source, target, began + FREEZE_TRY_MS / 1000):
                 return None
             await self._give_up(source, target, epoch)
         finally:
@@ -451,7 +452,7 @@ class _Move:
             await asyncio.sleep(10 * POLL_S)
         return True
 
-    async def _projected_rest(self, source: _Server, target: _Server) -> bool:
+    async def _projected_rest(self, source: _Server, target: _Server, deadline: float) -> bool:
         """Wait until the projection has the entries copied last, and copy their wallets' rows after it.
 
         The new server's progress says nothing of events that the old one's relay sent: its projection must be
@@ -459,7 +460,6 @@ class _Move:
         """
         heads = await target.main.fetch(self._sql["incoming_heads"])
         users, seqs = [row["user_id"] for row in heads], [row["seq"] for row in heads]
-        deadline = time.monotonic() + FREEZE_TRY_MS / 1000
         while await source.side.fetchval(self._text("unprojected_of"), users, seqs):
             if time.monotonic() > deadline:
                 return False
@@ -531,12 +531,11 @@ class _Move:
             raise MoveUnfinished(f"{target.name} has no copy of shard {self._shard} to take over; repeat the command")
         self._reached(Phase.ACCEPTED)
 
-    async def _published(self, source: _Server, within_s: float, older_than_ms: int = 0) -> bool:
+    async def _published(self, source: _Server, deadline: float, older_than_ms: int = 0) -> bool:
         """Wait until the shard's events of a certain age are in Kafka; return whether that happened in time.
 
         Later events of its wallets come from another server's relay: these must be in their topics before.
         """
-        deadline = time.monotonic() + within_s
         while await source.side.fetchval(self._text("unpublished"), older_than_ms):
             if time.monotonic() > deadline:
                 return False

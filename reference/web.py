@@ -31,6 +31,7 @@ log = logging.getLogger("ledgerproof.api")
 BODY_MAX_BYTES = 16 * 1024
 BULK_MAX_BYTES = 1024 * 1024
 QUERY_FIELDS_MAX = 16
+UUID_CHARACTERS = 36
 
 Headers = list[tuple[str, str]]
 JSON: Headers = [("content-type", "application/json")]
@@ -216,9 +217,12 @@ def user_of(text: str) -> int:
 def uuid_of(field: str, text: str) -> UUID:
     """Return an id in a path. Raises InvalidCommand."""
     try:
-        return UUID(text)
-    except ValueError as error:
-        raise InvalidCommand(field, "must be a UUID") from error
+        # UUID() also takes braces, prefixes and what else has 32 digits.
+        if len(text) == UUID_CHARACTERS:
+            return UUID(text)
+    except ValueError:
+        pass
+    raise InvalidCommand(field, "must be a UUID")
 
 
 def key_of(scope: Any) -> str:

@@ -88,6 +88,8 @@ def build_bench(result: dict[str, Any]) -> BenchPage:
     if broken:
         title, tone = "LEDGER WRONG", "bad"
         meaning = "The ledger that this load left breaks its rules: no rate on this page counts."
+    elif not rows:
+        title, tone, meaning = "NOTHING MEASURED", "doubt", "No row was asked for, so nothing is claimed."
     elif invalid or result["unchecked"]:
         title, tone = "PARTLY VALID", "doubt"
         meaning = "Some rows say nothing; those that are not named below stand."
@@ -202,7 +204,7 @@ def _rows(rows: Sequence[dict[str, Any]]) -> Table | None:
             ratio,
             Cell(row["loop"], "soft"),
             integer(row["data_age"]) if row["data_age"] else NONE,
-            f"{integer(row['samples'])} in {seconds(row['duration_s'], 1)}" if row["samples"] else NONE,
+            _samples(row),
             Cell(row["reason"] if row["valid"] else f"invalid: {row['reason']}", "soft" if row["valid"] else "bad"),
         ]
 
@@ -222,6 +224,13 @@ def _rows(rows: Sequence[dict[str, Any]]) -> Table | None:
         ],
         [line(row) for row in rows],
     )
+
+
+def _samples(row: dict[str, Any]) -> str:
+    if not row["samples"]:
+        return NONE
+    count = integer(row["samples"])
+    return f"{count} in {seconds(row['duration_s'], 1)}" if row["duration_s"] else count
 
 
 def _cpu(rows: Sequence[dict[str, Any]]) -> Table | None:

@@ -24,7 +24,7 @@ SHORTEST_PHASE_S = 0.05
 CLASSES: dict[str, tuple[str, ...]] = {
     "Bets": ("bet",),
     "Deposits and withdrawals": ("deposit", "withdraw"),
-    "Cancellations": ("cancel",),
+    "Cancellations": ("cancel", "rollback"),
     "Reads": ("balance", "entries"),
 }
 """Operations that are drawn together, because they take the same path through the service."""

@@ -150,6 +150,7 @@ OPERATIONS: dict[str, str] = {
     "deposit": "Deposits",
     "withdraw": "Withdrawals",
     "cancel": "Cancellations",
+    "rollback": "Rollbacks",
     "balance": "Balance reads",
     "entries": "History reads",
     "create_match": "Create match",

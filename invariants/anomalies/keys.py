@@ -3,7 +3,14 @@
 import polars as pl
 
 from invariants.anomalies.common import Found, Row, as_keys, asked_for, bodies, found, seconds
-from invariants.fates import OTHER_BODY_STATUS, Fate, first_results, states_reached
+from invariants.fates import (
+    OTHER_BODY_STATUS,
+    ROLLBACK_PREFIX,
+    Fate,
+    first_results,
+    rollbacks_done,
+    states_reached,
+)
 from invariants.history import FINAL_RETRY
 from invariants.run import Run
 
@@ -16,7 +23,7 @@ def _effects(run: Run) -> pl.DataFrame:
     nowhere = pl.lit(None, dtype=pl.Int64).alias("seq")
     cancels = (
         run.table("cancels")
-        .filter(pl.col("outcome") == "ACCEPTED")
+        .filter((pl.col("outcome") == "ACCEPTED") & ~pl.col("idempotent_key").str.starts_with(ROLLBACK_PREFIX))
         .select(
             pl.lit("cancel").alias("family"),
             pl.col("user_id").alias("user"),
@@ -24,17 +31,21 @@ def _effects(run: Run) -> pl.DataFrame:
             nowhere,
         )
     )
-    return pl.concat([ledger, cancels, states_reached(run.final).with_columns(nowhere)])
+    others = [rollbacks_done(run.final), states_reached(run.final)]
+    return pl.concat([ledger, cancels, *(effects.with_columns(nowhere) for effects in others)])
 
 
 def a01_lost(run: Run) -> Found:
     """A01 lost: a key was acknowledged and its effect is not there.
 
     deposit, withdraw, bet: no entry with the user and key. cancel: no accepted cancel with them. Match
-    commands: the match never entered the state that was acknowledged.
+    commands: the match never entered the state that was acknowledged. Rollback: the bet's key holds neither a
+    cancel by the service nor a refusal; any refusal is enough, for then there is no bet to take back.
     """
     told = run.fates.filter(pl.col("fate") == Fate.MUST.value)
     lost = told.join(_effects(run).select(_NAMES).unique(), on=_NAMES, how="anti", nulls_equal=True)
+    refused = as_keys(run.table("refusals")).select(pl.lit("rollback").alias("family"), "user", "key")
+    lost = lost.join(refused.unique(), on=_NAMES, how="anti", nulls_equal=True)
 
     def sentence(row: Row) -> str:
         return (
@@ -206,7 +217,9 @@ def a04_failed_but_applied(run: Run) -> Found:
     """A04 failed but applied: every attempt of a key was refused or certainly not done, and its effect exists.
 
     This also checks the claim `x-admitted: 0` and a refused connection make. Closing is left out for matches:
-    they close by themselves at their time. So is a resettle to a result that the match had from the first.
+    they close by themselves at their time. So is a resettle to a result that the match had from the first. A key
+    that holds an entry and a stored refusal is one too, whoever was told what: of a bet and the rollback that takes
+    it back before it is there, exactly one may be decided.
     """
     from_the_first = first_results(run.final).with_columns(pl.lit(None, dtype=pl.Int64).alias("user"))
     denied = run.fates.filter((pl.col("fate") == Fate.MUST_NOT.value) & (pl.col("op") != "close_match")).join(
@@ -215,7 +228,18 @@ def a04_failed_but_applied(run: Run) -> Found:
     applied = denied.drop("seq").join(
         _effects(run).unique(_NAMES, keep="first"), on=_NAMES, how="inner", nulls_equal=True
     )
-    return found(
+    both = as_keys(run.client_entries).join(
+        as_keys(run.table("refusals")).select("user", "key", "outcome").unique(), on=["user", "key"], how="inner"
+    )
+    contradicted = found(
+        "A04",
+        both.sort("user", "seq"),
+        lambda row: (
+            f"key {row['key']} of user {row['user']} holds the entry seq {row['seq']} and the stored refusal"
+            f" {row['outcome']}"
+        ),
+    )
+    return contradicted + found(
         "A04",
         applied.sort("begin_s"),
         lambda row: (

@@ -105,9 +105,9 @@ def _final_matches(run: Run) -> pl.DataFrame:
     """Return match_id of every match that is settled or void, by its state or a finished settlement."""
     by_state = run.table("matches").filter(pl.col("state").is_in(_SETTLED_STATES)).select("match_id")
     by_row = run.table("settlements").filter(pl.col("state") == "DONE").select("match_id")
-    # While a match is being settled again, its escrow is between two rulings.
-    again = run.table("settlements").filter((pl.col("state") != "DONE") & (pl.col("settlement_version") > 1))
-    return pl.concat([by_state, by_row]).unique().join(again.select("match_id"), on="match_id", how="anti")
+    # While a settlement runs, the escrow of its match is between two states.
+    running = run.table("settlements").filter(pl.col("state") != "DONE").select("match_id")
+    return pl.concat([by_state, by_row]).unique().join(running, on="match_id", how="anti")
 
 
 def _escrow_of_matches(run: Run) -> Found:

@@ -9,6 +9,7 @@ import msgspec
 
 from compose.stack import DEFAULT_ROOT
 from ledgerproof.bench.options import FULL, QUICK, ROW_NAMES, BenchOptions
+from ledgerproof.output import check_writable, print_table
 from ledgerproof.progress import Progress, print_error
 
 if TYPE_CHECKING:
@@ -88,11 +89,10 @@ def bench_command(
     """
     # The command line answers at once; what measures is loaded when it is needed.
     from ledgerproof.bench.run import bench  # noqa: PLC0415
-    from ledgerproof.cli import _check_writable  # noqa: PLC0415
 
     for path in (Path(json_path) if json_path not in (None, "-") else None, html_path):
         if path is not None:
-            _check_writable(path)
+            check_writable(path)
     sizes = QUICK if quick else FULL
     options = BenchOptions(
         sizes=sizes if aged is None else replace(sizes, aged=aged),
@@ -135,14 +135,12 @@ def exit_code(result: "BenchResult") -> int:
 
 
 def _print_result(result: "BenchResult") -> None:
-    from ledgerproof.cli import _print_table  # noqa: PLC0415
-
     title = (
         f"commit {result.commit}, {result.machine['cpu']}, {result.machine['cores']} cores, {result.servers} Postgres, "
         f"{result.apis} API, {result.duration_s:.0f} s in all"
     )
     columns = ["row", "rate", "unit", "p50 ms", "p99 ms", "of floor", "CPU ms/op", ""]
-    _print_table(title, columns, [_line(row) for row in result.rows])
+    print_table(title, columns, [_line(row) for row in result.rows])
     memory = ", ".join(f"{name} {value:.0f}" for name, value in result.peak_rss_mb.items())
     click.echo(f"peak memory, MB: {memory}")
     if result.checked is not None:

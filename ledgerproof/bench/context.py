@@ -16,11 +16,11 @@ from ledgerproof.bench import usage
 from ledgerproof.bench.drive import play
 from ledgerproof.bench.options import BenchOptions, Sizes
 from ledgerproof.bench.plan import Kind, Plan, Window
-from ledgerproof.bench.requests import OUTCOMES, build_post
+from ledgerproof.bench.requests import OUTCOMES
 from ledgerproof.bench.row import Row
 from ledgerproof.collect import drain
 from ledgerproof.progress import Progress
-from ledgerproof.wire import Wire
+from ledgerproof.wire import Wire, post
 from reference.config import ServerConfig, ServiceConfig
 
 FIRST_USER: Final = 1_000_000
@@ -28,6 +28,7 @@ MATCH_OPEN_MS: Final = 24 * 3600 * 1000
 DRAIN_TIMEOUT_S: Final = 240.0
 SETUP_TIMEOUT_S: Final = 10.0
 SORTS: Final = ("api", "relay", "matcher", "settler", "projector")
+"""Processes that say in their metrics what waits for them."""
 
 
 class BenchFailed(Exception):
@@ -67,9 +68,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         """Take a token for the API."""
-        # A stack whose API asks for no token has no method that makes one.
-        issue = getattr(self.stack, "token", None)
-        self.token = issue() if issue is not None else ""
+        self.token = self.stack.token()
 
     def metrics_ports(self) -> dict[str, int]:
         """Port of every process of the service."""
@@ -149,7 +148,7 @@ class Bench:
 
     async def command(self, wire: Wire, path: str, key: str, body: object) -> None:
         """Send one command that has to be accepted. Raises BenchFailed."""
-        request = build_post(path, key, msgspec.json.encode(body), self.token)
+        request = post(path, key, msgspec.json.encode(body), self.token)
         answer = await wire.exchange(request)
         if answer.status != 202:
             raise BenchFailed(f"POST {path} answered {answer.status}: {answer.body[:300].decode(errors='replace')}")

@@ -16,6 +16,8 @@ ACCEPTED_P99_MAX_MS: Final = 100.0
 ACCEPTED_SHARE_MIN: Final = 0.999
 GENERATOR_LAG_P99_MAX_MS: Final = 5.0
 """A generator that hands requests over later than this measures itself."""
+CONFIRM_WINDOWS: Final = 3
+"""Confirming windows begin no later than this many of their lengths after the search."""
 FIRST_RATE: Final = 800.0
 HINT_SHARE: Final = 0.97
 """Of what was accepted or consumed in a window that was too fast, this is tried next."""
@@ -130,11 +132,13 @@ def _search(bench: Bench, name: str, *, judge_lag: bool) -> None:
         if asked.held is not Held.YES:
             ended(row, asked.why)
     else:
+        deadline = time.monotonic() + search_s
         found = highest_rate(
             lambda rate: attempt(rate, step_s, confirming=False),
             lambda rate: attempt(rate, confirm_s, confirming=True),
             _first_rate(bench, judge_lag=judge_lag),
-            time.monotonic() + search_s,
+            deadline=deadline,
+            confirm_until=deadline + CONFIRM_WINDOWS * confirm_s,
         )
         row = _row(bench, name, attempts[-1], found, age)
         if found.rate is None:

@@ -51,6 +51,8 @@ class Sizes:
     """Part of the backlog that is on one match, which the settler then settles."""
     aged: int
     age_rounds: int
+    begin_s: float
+    """No row begins later than this after the start: on a slow machine the last rows are left out, and said to be."""
 
 
 QUICK: Final = Sizes(
@@ -69,6 +71,7 @@ QUICK: Final = Sizes(
     settle_bets=20_000,
     aged=300_000,
     age_rounds=4,
+    begin_s=480.0,
 )
 FULL: Final = Sizes(
     wallets=20_000,
@@ -86,6 +89,7 @@ FULL: Final = Sizes(
     settle_bets=100_000,
     aged=20_000_000,
     age_rounds=10,
+    begin_s=4 * 3600.0,
 )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from ledgerproof.bench.plan import Plan
+from ledgerproof.wire import get, post
 
 ODDS_LOW, ODDS_HIGH = 150, 250
 STAKE_LOW, STAKE_HIGH = 10, 200
@@ -49,7 +50,7 @@ def build(plan: Plan, count: int) -> list[bytes]:
     match plan.kind:
         case "bets":
             return [
-                build_post(f"/v1/wallets/{bet.user_id}/bets", f"{plan.run}-{number}", _bet(bet), plan.token)
+                post(f"/v1/wallets/{bet.user_id}/bets", f"{plan.run}-{number}", _bet(bet), plan.token)
                 for number, bet in enumerate(draw_bets(plan, count))
             ]
         case "bulk":
@@ -62,15 +63,15 @@ def build(plan: Plan, count: int) -> list[bytes]:
             body = b'{"amount_minor":%d}' % DEPOSIT_MINOR
             first = plan.first_user
             return [
-                build_post(f"/v1/wallets/{user}/deposits", f"{plan.run}-open", body, plan.token)
+                post(f"/v1/wallets/{user}/deposits", f"{plan.run}-open", body, plan.token)
                 for user in range(first, first + min(count, plan.users))
             ]
         case "balances":
             users = list(range(plan.first_user, plan.first_user + plan.users))
             random.Random(plan.seed).shuffle(users)  # noqa: S311 - a workload, not a secret
-            return [_get(f"/v1/wallets/{user}/balance{plan.query}", plan.token) for user in users[:count]]
+            return [get(f"/v1/wallets/{user}/balance{plan.query}", plan.token) for user in users[:count]]
         case "static":
-            return [_get("/", plan.token)] * count
+            return [get("/", plan.token)] * count
 
 
 def _bet(bet: DrawnBet) -> bytes:
@@ -82,21 +83,4 @@ def _bet(bet: DrawnBet) -> bytes:
 
 def _bulk(bets: list[DrawnBet], key: str, token: str) -> bytes:
     commands = [{"op": "bet", "key": f"{key}-{number}", **msgspec.to_builtins(bet)} for number, bet in enumerate(bets)]
-    return build_post("/v1/commands", key, msgspec.json.encode({"commands": commands}), token)
-
-
-def build_post(path: str, key: str, body: bytes, token: str) -> bytes:
-    """Return a POST of a JSON body under an idempotency key; `token` is empty for a service that asks for none."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{_authorization(token)}"
-        f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def _get(path: str, token: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{_authorization(token)}\r\n".encode()
-
-
-def _authorization(token: str) -> str:
-    return f"Authorization: Bearer {token}\r\n" if token else ""
+    return post("/v1/commands", key, msgspec.json.encode({"commands": commands}), token)

@@ -98,7 +98,11 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
                 machine=f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:g} GB",
             )
             for name in ROW_NAMES:
-                if name in options.only:
+                if name not in options.only:
+                    continue
+                if time.monotonic() - began > options.sizes.begin_s:
+                    run.add(run.row(name, valid=False, reason="not measured: the time of the whole benchmark ran out"))
+                else:
                     _measure(run, name)
             checks, unchecked = _checked(run)
             run.peak.note(stack)
@@ -145,6 +149,8 @@ def _measure(run: Bench, name: str) -> None:
             MEASURE[name](run)
         except FAILURES as error:
             run.add(run.row(name, valid=False, reason=f"{type(error).__name__}: {error}"))
+        if all(row.name != name for row in run.rows):
+            run.add(run.row(name, valid=False, reason="not measured: a row that it builds on failed"))
         for row in run.rows[known:]:
             _relate(run, row)
         run.peak.note(run.stack)

@@ -12,8 +12,8 @@ UP: Final = 1.4
 CLOSE_ENOUGH: Final = 1.06
 """The search ends when the lowest rate that failed is within this factor of the highest that held."""
 STEPS_MAX: Final = 14
-CONFIRM_TRIES: Final = 4
-BACK_OFF: Final = 0.93
+CONFIRM_TRIES: Final = 5
+BACK_OFF: Final = 0.85
 """Factor to the next rate when the longer window did not confirm one."""
 FIRST_TRIES: Final = 4
 """Halvings of the first rate when not even that holds."""
@@ -54,11 +54,14 @@ def highest_rate(
     attempt: Callable[[float], Step],
     confirm: Callable[[float], Step],
     first: float,
+    *,
     deadline: float,
+    confirm_until: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
     """Search from `first` (per second, above 0) until `deadline` of `clock`, and confirm what was found.
 
+    The first confirming window is always played, further ones begin only before `confirm_until`.
     Every window is bounded, and so is their number; an INVALID one bounds the search from above like one that did
     not hold, and its reason is kept.
     """
@@ -74,8 +77,12 @@ def highest_rate(
         else:
             high = step.rate
             found.limit = step.why
+    if high is None:
+        found.limit = "time or steps ran out before any rate failed: higher ones may hold"
     rate = low
-    for _ in range(CONFIRM_TRIES):
+    for turn in range(CONFIRM_TRIES):
+        if turn and clock() >= confirm_until:
+            break
         step = confirm(rate)
         found.steps.append(step)
         if step.held is Held.YES:

@@ -11,7 +11,7 @@ GROUP_OF: Final = {"pg": "postgres"}
 
 
 def group_of(node: str) -> str:
-    """Return the group of a node: postgres, kafka, redis, api, relay, matcher, settler or projector."""
+    """Return the group of a node: postgres, kafka, redis, api, relay, matcher, settler, projector or reconciler."""
     sort = node.rstrip("0123456789")
     return GROUP_OF.get(sort, sort)
 

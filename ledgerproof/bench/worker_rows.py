@@ -24,7 +24,7 @@ from ledgerproof.wire import Wire
 from reference.routing import shard_of_match
 
 NAMES: Final = ("relay_events", "projector_events", "matcher_bets", "settler_bets", "bytes_per_bet")
-WORKERS: Final = ("relay", "projector", "matcher", "settler")
+WORKERS: Final = ("relay", "projector", "matcher", "settler", "reconciler")
 POLL_S: Final = 0.2
 STAGE_TIMEOUT_S: Final = 180.0
 FLOOR: Final = "floor_unnest"

@@ -4,70 +4,75 @@
 # source: reference/proto/ledger.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "reference/proto/ledger.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'reference/proto/ledger.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1creference/proto/ledger.proto\x12\x0eledgerproof.v1"D\n\x0e\x44\x65positRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x03 \x01(\x03"E\n\x0fWithdrawRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x03 \x01(\x03"\x99\x01\n\x0fPlaceBetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08match_id\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12"\n\x04side\x18\x05 \x01(\x0e\x32\x14.ledgerproof.v1.Side\x12\x0c\n\x04odds\x18\x06 \x01(\x05\x12\x13\n\x0bstake_minor\x18\x07 \x01(\x03"@\n\x10\x43\x61ncelBetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65t_id\x18\x03 \x01(\t"/\n\x0fRollbackRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t"\xa9\x01\n\x0c\x43ommandReply\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12\x15\n\rbalance_minor\x18\x04 \x01(\x03\x12\x0e\n\x06\x62\x65t_id\x18\x05 \x01(\t\x12\x1d\n\x15\x63\x61ncelled_stake_minor\x18\x06 \x01(\x03\x12\x14\n\x0crefund_minor\x18\x07 \x01(\x03\x12\r\n\x05\x66ield\x18\x08 \x01(\t"<\n\x0b\x42ulkRequest\x12-\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1b.ledgerproof.v1.BulkCommand"\xe4\x01\n\x0b\x42ulkCommand\x12\x31\n\x07\x64\x65posit\x18\x01 \x01(\x0b\x32\x1e.ledgerproof.v1.DepositRequestH\x00\x12\x33\n\x08withdraw\x18\x02 \x01(\x0b\x32\x1f.ledgerproof.v1.WithdrawRequestH\x00\x12.\n\x03\x62\x65t\x18\x03 \x01(\x0b\x32\x1f.ledgerproof.v1.PlaceBetRequestH\x00\x12\x32\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32 .ledgerproof.v1.CancelBetRequestH\x00\x42\t\n\x07\x63ommand"8\n\tBulkReply\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.ledgerproof.v1.BulkResult"W\n\nBulkResult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12+\n\x05reply\x18\x03 \x01(\x0b\x32\x1c.ledgerproof.v1.CommandReply"i\n\x11GetBalanceRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0e\n\x06strong\x18\x02 \x01(\x08\x12\x0f\n\x07min_seq\x18\x03 \x01(\x03\x12\x15\n\x08\x61s_of_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x0b\n\t_as_of_ms"t\n\x07\x42\x61lance\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x15\n\rbalance_minor\x18\x02 \x01(\x03\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05stale\x18\x05 \x01(\x08\x12\x15\n\rupdated_at_ms\x18\x06 \x01(\x03"0\n\rGetBetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0e\n\x06\x62\x65t_id\x18\x02 \x01(\t"\xf7\x01\n\x03\x42\x65t\x12\x0e\n\x06\x62\x65t_id\x18\x01 \x01(\t\x12\x10\n\x08match_id\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12"\n\x04side\x18\x04 \x01(\x0e\x32\x14.ledgerproof.v1.Side\x12\x0c\n\x04odds\x18\x05 \x01(\x05\x12\x13\n\x0bstake_minor\x18\x06 \x01(\x03\x12\x15\n\rreserve_minor\x18\x07 \x01(\x03\x12\r\n\x05state\x18\x08 \x01(\t\x12\x1b\n\x13matched_stake_minor\x18\t \x01(\x03\x12\x1d\n\x15\x63\x61ncelled_stake_minor\x18\n \x01(\x03\x12\x14\n\x0cplaced_at_ms\x18\x0b \x01(\x03"N\n\x12\x43reateMatchRequest\x12\x10\n\x08match_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63loses_at_ms\x18\x02 \x01(\x03\x12\x10\n\x08outcomes\x18\x03 \x03(\t" \n\x0cMatchRequest\x12\x10\n\x08match_id\x18\x01 \x01(\t"6\n\x12SettleMatchRequest\x12\x10\n\x08match_id\x18\x01 \x01(\t\x12\x0e\n\x06result\x18\x02 \x01(\t"_\n\nMatchReply\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x12\x10\n\x08match_id\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\r\n\x05\x66ield\x18\x05 \x01(\t"\x8d\x01\n\x05Match\x12\x10\n\x08match_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08outcomes\x18\x03 \x03(\t\x12\x14\n\x0c\x63loses_at_ms\x18\x04 \x01(\x03\x12\x1a\n\x12settlement_version\x18\x05 \x01(\x05\x12\x0e\n\x06result\x18\x06 \x01(\t\x12\x0f\n\x07settled\x18\x07 \x01(\x08*/\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x42\x41\x43K\x10\x01\x12\x07\n\x03LAY\x10\x02\x32\xb5\x07\n\x06Ledger\x12G\n\x07\x44\x65posit\x12\x1e.ledgerproof.v1.DepositRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12I\n\x08Withdraw\x12\x1f.ledgerproof.v1.WithdrawRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12I\n\x08PlaceBet\x12\x1f.ledgerproof.v1.PlaceBetRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12K\n\tCancelBet\x12 .ledgerproof.v1.CancelBetRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12I\n\x08Rollback\x12\x1f.ledgerproof.v1.RollbackRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12>\n\x04\x42ulk\x12\x1b.ledgerproof.v1.BulkRequest\x1a\x19.ledgerproof.v1.BulkReply\x12H\n\nGetBalance\x12!.ledgerproof.v1.GetBalanceRequest\x1a\x17.ledgerproof.v1.Balance\x12<\n\x06GetBet\x12\x1d.ledgerproof.v1.GetBetRequest\x1a\x13.ledgerproof.v1.Bet\x12M\n\x0b\x43reateMatch\x12".ledgerproof.v1.CreateMatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12\x46\n\nCloseMatch\x12\x1c.ledgerproof.v1.MatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12M\n\x0bSettleMatch\x12".ledgerproof.v1.SettleMatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12\x45\n\tVoidMatch\x12\x1c.ledgerproof.v1.MatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12?\n\x08GetMatch\x12\x1c.ledgerproof.v1.MatchRequest\x1a\x15.ledgerproof.v1.Matchb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1creference/proto/ledger.proto\x12\x0eledgerproof.v1\"D\n\x0e\x44\x65positRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x03 \x01(\x03\"E\n\x0fWithdrawRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x03 \x01(\x03\"\x99\x01\n\x0fPlaceBetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08match_id\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\"\n\x04side\x18\x05 \x01(\x0e\x32\x14.ledgerproof.v1.Side\x12\x0c\n\x04odds\x18\x06 \x01(\x05\x12\x13\n\x0bstake_minor\x18\x07 \x01(\x03\"@\n\x10\x43\x61ncelBetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65t_id\x18\x03 \x01(\t\"/\n\x0fRollbackRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xa9\x01\n\x0c\x43ommandReply\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12\x15\n\rbalance_minor\x18\x04 \x01(\x03\x12\x0e\n\x06\x62\x65t_id\x18\x05 \x01(\t\x12\x1d\n\x15\x63\x61ncelled_stake_minor\x18\x06 \x01(\x03\x12\x14\n\x0crefund_minor\x18\x07 \x01(\x03\x12\r\n\x05\x66ield\x18\x08 \x01(\t\"<\n\x0b\x42ulkRequest\x12-\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1b.ledgerproof.v1.BulkCommand\"\xe4\x01\n\x0b\x42ulkCommand\x12\x31\n\x07\x64\x65posit\x18\x01 \x01(\x0b\x32\x1e.ledgerproof.v1.DepositRequestH\x00\x12\x33\n\x08withdraw\x18\x02 \x01(\x0b\x32\x1f.ledgerproof.v1.WithdrawRequestH\x00\x12.\n\x03\x62\x65t\x18\x03 \x01(\x0b\x32\x1f.ledgerproof.v1.PlaceBetRequestH\x00\x12\x32\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32 .ledgerproof.v1.CancelBetRequestH\x00\x42\t\n\x07\x63ommand\"8\n\tBulkReply\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.ledgerproof.v1.BulkResult\"W\n\nBulkResult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12+\n\x05reply\x18\x03 \x01(\x0b\x32\x1c.ledgerproof.v1.CommandReply\"i\n\x11GetBalanceRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0e\n\x06strong\x18\x02 \x01(\x08\x12\x0f\n\x07min_seq\x18\x03 \x01(\x03\x12\x15\n\x08\x61s_of_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x0b\n\t_as_of_ms\"t\n\x07\x42\x61lance\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x15\n\rbalance_minor\x18\x02 \x01(\x03\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05stale\x18\x05 \x01(\x08\x12\x15\n\rupdated_at_ms\x18\x06 \x01(\x03\"0\n\rGetBetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0e\n\x06\x62\x65t_id\x18\x02 \x01(\t\"\xf7\x01\n\x03\x42\x65t\x12\x0e\n\x06\x62\x65t_id\x18\x01 \x01(\t\x12\x10\n\x08match_id\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\"\n\x04side\x18\x04 \x01(\x0e\x32\x14.ledgerproof.v1.Side\x12\x0c\n\x04odds\x18\x05 \x01(\x05\x12\x13\n\x0bstake_minor\x18\x06 \x01(\x03\x12\x15\n\rreserve_minor\x18\x07 \x01(\x03\x12\r\n\x05state\x18\x08 \x01(\t\x12\x1b\n\x13matched_stake_minor\x18\t \x01(\x03\x12\x1d\n\x15\x63\x61ncelled_stake_minor\x18\n \x01(\x03\x12\x14\n\x0cplaced_at_ms\x18\x0b \x01(\x03\"N\n\x12\x43reateMatchRequest\x12\x10\n\x08match_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63loses_at_ms\x18\x02 \x01(\x03\x12\x10\n\x08outcomes\x18\x03 \x03(\t\" \n\x0cMatchRequest\x12\x10\n\x08match_id\x18\x01 \x01(\t\"6\n\x12SettleMatchRequest\x12\x10\n\x08match_id\x18\x01 \x01(\t\x12\x0e\n\x06result\x18\x02 \x01(\t\"\x89\x01\n\x14ResettleMatchRequest\x12\x10\n\x08match_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x13\n\x06result\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1d\n\x10\x63orrects_version\x18\x04 \x01(\x05H\x01\x88\x01\x01\x42\t\n\x07_resultB\x13\n\x11_corrects_version\"{\n\nMatchReply\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x12\x10\n\x08match_id\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\r\n\x05\x66ield\x18\x05 \x01(\t\x12\x1a\n\x12settlement_version\x18\x06 \x01(\x05\"\x8d\x01\n\x05Match\x12\x10\n\x08match_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08outcomes\x18\x03 \x03(\t\x12\x14\n\x0c\x63loses_at_ms\x18\x04 \x01(\x03\x12\x1a\n\x12settlement_version\x18\x05 \x01(\x05\x12\x0e\n\x06result\x18\x06 \x01(\t\x12\x0f\n\x07settled\x18\x07 \x01(\x08*/\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x42\x41\x43K\x10\x01\x12\x07\n\x03LAY\x10\x02\x32\x88\x08\n\x06Ledger\x12G\n\x07\x44\x65posit\x12\x1e.ledgerproof.v1.DepositRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12I\n\x08Withdraw\x12\x1f.ledgerproof.v1.WithdrawRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12I\n\x08PlaceBet\x12\x1f.ledgerproof.v1.PlaceBetRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12K\n\tCancelBet\x12 .ledgerproof.v1.CancelBetRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12I\n\x08Rollback\x12\x1f.ledgerproof.v1.RollbackRequest\x1a\x1c.ledgerproof.v1.CommandReply\x12>\n\x04\x42ulk\x12\x1b.ledgerproof.v1.BulkRequest\x1a\x19.ledgerproof.v1.BulkReply\x12H\n\nGetBalance\x12!.ledgerproof.v1.GetBalanceRequest\x1a\x17.ledgerproof.v1.Balance\x12<\n\x06GetBet\x12\x1d.ledgerproof.v1.GetBetRequest\x1a\x13.ledgerproof.v1.Bet\x12M\n\x0b\x43reateMatch\x12\".ledgerproof.v1.CreateMatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12\x46\n\nCloseMatch\x12\x1c.ledgerproof.v1.MatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12M\n\x0bSettleMatch\x12\".ledgerproof.v1.SettleMatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12Q\n\rResettleMatch\x12$.ledgerproof.v1.ResettleMatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12\x45\n\tVoidMatch\x12\x1c.ledgerproof.v1.MatchRequest\x1a\x1a.ledgerproof.v1.MatchReply\x12?\n\x08GetMatch\x12\x1c.ledgerproof.v1.MatchRequest\x1a\x15.ledgerproof.v1.Matchb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "reference.proto.ledger_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reference.proto.ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_SIDE"]._serialized_start = 2008
-    _globals["_SIDE"]._serialized_end = 2055
-    _globals["_DEPOSITREQUEST"]._serialized_start = 48
-    _globals["_DEPOSITREQUEST"]._serialized_end = 116
-    _globals["_WITHDRAWREQUEST"]._serialized_start = 118
-    _globals["_WITHDRAWREQUEST"]._serialized_end = 187
-    _globals["_PLACEBETREQUEST"]._serialized_start = 190
-    _globals["_PLACEBETREQUEST"]._serialized_end = 343
-    _globals["_CANCELBETREQUEST"]._serialized_start = 345
-    _globals["_CANCELBETREQUEST"]._serialized_end = 409
-    _globals["_ROLLBACKREQUEST"]._serialized_start = 411
-    _globals["_ROLLBACKREQUEST"]._serialized_end = 458
-    _globals["_COMMANDREPLY"]._serialized_start = 461
-    _globals["_COMMANDREPLY"]._serialized_end = 630
-    _globals["_BULKREQUEST"]._serialized_start = 632
-    _globals["_BULKREQUEST"]._serialized_end = 692
-    _globals["_BULKCOMMAND"]._serialized_start = 695
-    _globals["_BULKCOMMAND"]._serialized_end = 923
-    _globals["_BULKREPLY"]._serialized_start = 925
-    _globals["_BULKREPLY"]._serialized_end = 981
-    _globals["_BULKRESULT"]._serialized_start = 983
-    _globals["_BULKRESULT"]._serialized_end = 1070
-    _globals["_GETBALANCEREQUEST"]._serialized_start = 1072
-    _globals["_GETBALANCEREQUEST"]._serialized_end = 1177
-    _globals["_BALANCE"]._serialized_start = 1179
-    _globals["_BALANCE"]._serialized_end = 1295
-    _globals["_GETBETREQUEST"]._serialized_start = 1297
-    _globals["_GETBETREQUEST"]._serialized_end = 1345
-    _globals["_BET"]._serialized_start = 1348
-    _globals["_BET"]._serialized_end = 1595
-    _globals["_CREATEMATCHREQUEST"]._serialized_start = 1597
-    _globals["_CREATEMATCHREQUEST"]._serialized_end = 1675
-    _globals["_MATCHREQUEST"]._serialized_start = 1677
-    _globals["_MATCHREQUEST"]._serialized_end = 1709
-    _globals["_SETTLEMATCHREQUEST"]._serialized_start = 1711
-    _globals["_SETTLEMATCHREQUEST"]._serialized_end = 1765
-    _globals["_MATCHREPLY"]._serialized_start = 1767
-    _globals["_MATCHREPLY"]._serialized_end = 1862
-    _globals["_MATCH"]._serialized_start = 1865
-    _globals["_MATCH"]._serialized_end = 2006
-    _globals["_LEDGER"]._serialized_start = 2058
-    _globals["_LEDGER"]._serialized_end = 3007
+  DESCRIPTOR._loaded_options = None
+  _globals['_SIDE']._serialized_start=2176
+  _globals['_SIDE']._serialized_end=2223
+  _globals['_DEPOSITREQUEST']._serialized_start=48
+  _globals['_DEPOSITREQUEST']._serialized_end=116
+  _globals['_WITHDRAWREQUEST']._serialized_start=118
+  _globals['_WITHDRAWREQUEST']._serialized_end=187
+  _globals['_PLACEBETREQUEST']._serialized_start=190
+  _globals['_PLACEBETREQUEST']._serialized_end=343
+  _globals['_CANCELBETREQUEST']._serialized_start=345
+  _globals['_CANCELBETREQUEST']._serialized_end=409
+  _globals['_ROLLBACKREQUEST']._serialized_start=411
+  _globals['_ROLLBACKREQUEST']._serialized_end=458
+  _globals['_COMMANDREPLY']._serialized_start=461
+  _globals['_COMMANDREPLY']._serialized_end=630
+  _globals['_BULKREQUEST']._serialized_start=632
+  _globals['_BULKREQUEST']._serialized_end=692
+  _globals['_BULKCOMMAND']._serialized_start=695
+  _globals['_BULKCOMMAND']._serialized_end=923
+  _globals['_BULKREPLY']._serialized_start=925
+  _globals['_BULKREPLY']._serialized_end=981
+  _globals['_BULKRESULT']._serialized_start=983
+  _globals['_BULKRESULT']._serialized_end=1070
+  _globals['_GETBALANCEREQUEST']._serialized_start=1072
+  _globals['_GETBALANCEREQUEST']._serialized_end=1177
+  _globals['_BALANCE']._serialized_start=1179
+  _globals['_BALANCE']._serialized_end=1295
+  _globals['_GETBETREQUEST']._serialized_start=1297
+  _globals['_GETBETREQUEST']._serialized_end=1345
+  _globals['_BET']._serialized_start=1348
+  _globals['_BET']._serialized_end=1595
+  _globals['_CREATEMATCHREQUEST']._serialized_start=1597
+  _globals['_CREATEMATCHREQUEST']._serialized_end=1675
+  _globals['_MATCHREQUEST']._serialized_start=1677
+  _globals['_MATCHREQUEST']._serialized_end=1709
+  _globals['_SETTLEMATCHREQUEST']._serialized_start=1711
+  _globals['_SETTLEMATCHREQUEST']._serialized_end=1765
+  _globals['_RESETTLEMATCHREQUEST']._serialized_start=1768
+  _globals['_RESETTLEMATCHREQUEST']._serialized_end=1905
+  _globals['_MATCHREPLY']._serialized_start=1907
+  _globals['_MATCHREPLY']._serialized_end=2030
+  _globals['_MATCH']._serialized_start=2033
+  _globals['_MATCH']._serialized_end=2174
+  _globals['_LEDGER']._serialized_start=2226
+  _globals['_LEDGER']._serialized_end=3258
 # @@protoc_insertion_point(module_scope)

@@ -12,7 +12,6 @@ class Side(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SIDE_UNSPECIFIED: _ClassVar[Side]
     BACK: _ClassVar[Side]
     LAY: _ClassVar[Side]
-
 SIDE_UNSPECIFIED: Side
 BACK: Side
 LAY: Side
@@ -25,9 +24,7 @@ class DepositRequest(_message.Message):
     user_id: int
     key: str
     amount_minor: int
-    def __init__(
-        self, user_id: _Optional[int] = ..., key: _Optional[str] = ..., amount_minor: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, user_id: _Optional[int] = ..., key: _Optional[str] = ..., amount_minor: _Optional[int] = ...) -> None: ...
 
 class WithdrawRequest(_message.Message):
     __slots__ = ("user_id", "key", "amount_minor")
@@ -37,9 +34,7 @@ class WithdrawRequest(_message.Message):
     user_id: int
     key: str
     amount_minor: int
-    def __init__(
-        self, user_id: _Optional[int] = ..., key: _Optional[str] = ..., amount_minor: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, user_id: _Optional[int] = ..., key: _Optional[str] = ..., amount_minor: _Optional[int] = ...) -> None: ...
 
 class PlaceBetRequest(_message.Message):
     __slots__ = ("user_id", "key", "match_id", "outcome", "side", "odds", "stake_minor")
@@ -57,16 +52,7 @@ class PlaceBetRequest(_message.Message):
     side: Side
     odds: int
     stake_minor: int
-    def __init__(
-        self,
-        user_id: _Optional[int] = ...,
-        key: _Optional[str] = ...,
-        match_id: _Optional[str] = ...,
-        outcome: _Optional[str] = ...,
-        side: _Optional[_Union[Side, str]] = ...,
-        odds: _Optional[int] = ...,
-        stake_minor: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, user_id: _Optional[int] = ..., key: _Optional[str] = ..., match_id: _Optional[str] = ..., outcome: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., odds: _Optional[int] = ..., stake_minor: _Optional[int] = ...) -> None: ...
 
 class CancelBetRequest(_message.Message):
     __slots__ = ("user_id", "key", "bet_id")
@@ -76,9 +62,7 @@ class CancelBetRequest(_message.Message):
     user_id: int
     key: str
     bet_id: str
-    def __init__(
-        self, user_id: _Optional[int] = ..., key: _Optional[str] = ..., bet_id: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, user_id: _Optional[int] = ..., key: _Optional[str] = ..., bet_id: _Optional[str] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
     __slots__ = ("user_id", "key")
@@ -89,16 +73,7 @@ class RollbackRequest(_message.Message):
     def __init__(self, user_id: _Optional[int] = ..., key: _Optional[str] = ...) -> None: ...
 
 class CommandReply(_message.Message):
-    __slots__ = (
-        "outcome",
-        "replayed",
-        "seq",
-        "balance_minor",
-        "bet_id",
-        "cancelled_stake_minor",
-        "refund_minor",
-        "field",
-    )
+    __slots__ = ("outcome", "replayed", "seq", "balance_minor", "bet_id", "cancelled_stake_minor", "refund_minor", "field")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -115,17 +90,7 @@ class CommandReply(_message.Message):
     cancelled_stake_minor: int
     refund_minor: int
     field: str
-    def __init__(
-        self,
-        outcome: _Optional[str] = ...,
-        replayed: _Optional[bool] = ...,
-        seq: _Optional[int] = ...,
-        balance_minor: _Optional[int] = ...,
-        bet_id: _Optional[str] = ...,
-        cancelled_stake_minor: _Optional[int] = ...,
-        refund_minor: _Optional[int] = ...,
-        field: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, outcome: _Optional[str] = ..., replayed: _Optional[bool] = ..., seq: _Optional[int] = ..., balance_minor: _Optional[int] = ..., bet_id: _Optional[str] = ..., cancelled_stake_minor: _Optional[int] = ..., refund_minor: _Optional[int] = ..., field: _Optional[str] = ...) -> None: ...
 
 class BulkRequest(_message.Message):
     __slots__ = ("commands",)
@@ -143,13 +108,7 @@ class BulkCommand(_message.Message):
     withdraw: WithdrawRequest
     bet: PlaceBetRequest
     cancel: CancelBetRequest
-    def __init__(
-        self,
-        deposit: _Optional[_Union[DepositRequest, _Mapping]] = ...,
-        withdraw: _Optional[_Union[WithdrawRequest, _Mapping]] = ...,
-        bet: _Optional[_Union[PlaceBetRequest, _Mapping]] = ...,
-        cancel: _Optional[_Union[CancelBetRequest, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, deposit: _Optional[_Union[DepositRequest, _Mapping]] = ..., withdraw: _Optional[_Union[WithdrawRequest, _Mapping]] = ..., bet: _Optional[_Union[PlaceBetRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelBetRequest, _Mapping]] = ...) -> None: ...
 
 class BulkReply(_message.Message):
     __slots__ = ("results",)
@@ -165,12 +124,7 @@ class BulkResult(_message.Message):
     code: int
     detail: str
     reply: CommandReply
-    def __init__(
-        self,
-        code: _Optional[int] = ...,
-        detail: _Optional[str] = ...,
-        reply: _Optional[_Union[CommandReply, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, code: _Optional[int] = ..., detail: _Optional[str] = ..., reply: _Optional[_Union[CommandReply, _Mapping]] = ...) -> None: ...
 
 class GetBalanceRequest(_message.Message):
     __slots__ = ("user_id", "strong", "min_seq", "as_of_ms")
@@ -182,13 +136,7 @@ class GetBalanceRequest(_message.Message):
     strong: bool
     min_seq: int
     as_of_ms: int
-    def __init__(
-        self,
-        user_id: _Optional[int] = ...,
-        strong: _Optional[bool] = ...,
-        min_seq: _Optional[int] = ...,
-        as_of_ms: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, user_id: _Optional[int] = ..., strong: _Optional[bool] = ..., min_seq: _Optional[int] = ..., as_of_ms: _Optional[int] = ...) -> None: ...
 
 class Balance(_message.Message):
     __slots__ = ("user_id", "balance_minor", "seq", "source", "stale", "updated_at_ms")
@@ -204,15 +152,7 @@ class Balance(_message.Message):
     source: str
     stale: bool
     updated_at_ms: int
-    def __init__(
-        self,
-        user_id: _Optional[int] = ...,
-        balance_minor: _Optional[int] = ...,
-        seq: _Optional[int] = ...,
-        source: _Optional[str] = ...,
-        stale: _Optional[bool] = ...,
-        updated_at_ms: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, user_id: _Optional[int] = ..., balance_minor: _Optional[int] = ..., seq: _Optional[int] = ..., source: _Optional[str] = ..., stale: _Optional[bool] = ..., updated_at_ms: _Optional[int] = ...) -> None: ...
 
 class GetBetRequest(_message.Message):
     __slots__ = ("user_id", "bet_id")
@@ -223,19 +163,7 @@ class GetBetRequest(_message.Message):
     def __init__(self, user_id: _Optional[int] = ..., bet_id: _Optional[str] = ...) -> None: ...
 
 class Bet(_message.Message):
-    __slots__ = (
-        "bet_id",
-        "match_id",
-        "outcome",
-        "side",
-        "odds",
-        "stake_minor",
-        "reserve_minor",
-        "state",
-        "matched_stake_minor",
-        "cancelled_stake_minor",
-        "placed_at_ms",
-    )
+    __slots__ = ("bet_id", "match_id", "outcome", "side", "odds", "stake_minor", "reserve_minor", "state", "matched_stake_minor", "cancelled_stake_minor", "placed_at_ms")
     BET_ID_FIELD_NUMBER: _ClassVar[int]
     MATCH_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -258,20 +186,7 @@ class Bet(_message.Message):
     matched_stake_minor: int
     cancelled_stake_minor: int
     placed_at_ms: int
-    def __init__(
-        self,
-        bet_id: _Optional[str] = ...,
-        match_id: _Optional[str] = ...,
-        outcome: _Optional[str] = ...,
-        side: _Optional[_Union[Side, str]] = ...,
-        odds: _Optional[int] = ...,
-        stake_minor: _Optional[int] = ...,
-        reserve_minor: _Optional[int] = ...,
-        state: _Optional[str] = ...,
-        matched_stake_minor: _Optional[int] = ...,
-        cancelled_stake_minor: _Optional[int] = ...,
-        placed_at_ms: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, bet_id: _Optional[str] = ..., match_id: _Optional[str] = ..., outcome: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., odds: _Optional[int] = ..., stake_minor: _Optional[int] = ..., reserve_minor: _Optional[int] = ..., state: _Optional[str] = ..., matched_stake_minor: _Optional[int] = ..., cancelled_stake_minor: _Optional[int] = ..., placed_at_ms: _Optional[int] = ...) -> None: ...
 
 class CreateMatchRequest(_message.Message):
     __slots__ = ("match_id", "closes_at_ms", "outcomes")
@@ -281,12 +196,7 @@ class CreateMatchRequest(_message.Message):
     match_id: str
     closes_at_ms: int
     outcomes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self,
-        match_id: _Optional[str] = ...,
-        closes_at_ms: _Optional[int] = ...,
-        outcomes: _Optional[_Iterable[str]] = ...,
-    ) -> None: ...
+    def __init__(self, match_id: _Optional[str] = ..., closes_at_ms: _Optional[int] = ..., outcomes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MatchRequest(_message.Message):
     __slots__ = ("match_id",)
@@ -302,26 +212,33 @@ class SettleMatchRequest(_message.Message):
     result: str
     def __init__(self, match_id: _Optional[str] = ..., result: _Optional[str] = ...) -> None: ...
 
+class ResettleMatchRequest(_message.Message):
+    __slots__ = ("match_id", "key", "result", "corrects_version")
+    MATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CORRECTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    match_id: str
+    key: str
+    result: str
+    corrects_version: int
+    def __init__(self, match_id: _Optional[str] = ..., key: _Optional[str] = ..., result: _Optional[str] = ..., corrects_version: _Optional[int] = ...) -> None: ...
+
 class MatchReply(_message.Message):
-    __slots__ = ("outcome", "replayed", "match_id", "state", "field")
+    __slots__ = ("outcome", "replayed", "match_id", "state", "field", "settlement_version")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     MATCH_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
+    SETTLEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     replayed: bool
     match_id: str
     state: str
     field: str
-    def __init__(
-        self,
-        outcome: _Optional[str] = ...,
-        replayed: _Optional[bool] = ...,
-        match_id: _Optional[str] = ...,
-        state: _Optional[str] = ...,
-        field: _Optional[str] = ...,
-    ) -> None: ...
+    settlement_version: int
+    def __init__(self, outcome: _Optional[str] = ..., replayed: _Optional[bool] = ..., match_id: _Optional[str] = ..., state: _Optional[str] = ..., field: _Optional[str] = ..., settlement_version: _Optional[int] = ...) -> None: ...
 
 class Match(_message.Message):
     __slots__ = ("match_id", "state", "outcomes", "closes_at_ms", "settlement_version", "result", "settled")
@@ -339,13 +256,4 @@ class Match(_message.Message):
     settlement_version: int
     result: str
     settled: bool
-    def __init__(
-        self,
-        match_id: _Optional[str] = ...,
-        state: _Optional[str] = ...,
-        outcomes: _Optional[_Iterable[str]] = ...,
-        closes_at_ms: _Optional[int] = ...,
-        settlement_version: _Optional[int] = ...,
-        result: _Optional[str] = ...,
-        settled: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, match_id: _Optional[str] = ..., state: _Optional[str] = ..., outcomes: _Optional[_Iterable[str]] = ..., closes_at_ms: _Optional[int] = ..., settlement_version: _Optional[int] = ..., result: _Optional[str] = ..., settled: _Optional[bool] = ...) -> None: ...

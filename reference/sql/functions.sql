@@ -706,7 +706,8 @@ GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wal
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, match_resettle, bet_cancel
     TO ledger_api;
 GRANT EXECUTE ON FUNCTION bet_rollback, wallet_statistics TO ledger_api;
-GRANT SELECT ON shard_routes TO ledger_api, ledger_relay, ledger_matcher, ledger_settler, ledger_projector;
+GRANT SELECT ON shard_routes TO ledger_api, ledger_relay, ledger_matcher, ledger_settler, ledger_projector,
+    ledger_reconciler;
 GRANT EXECUTE ON FUNCTION shard_here, shards_here TO ledger_api, ledger_settler, ledger_projector, ledger_auditor;
 GRANT EXECUTE ON FUNCTION shard_accept, wallet_as_of TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;

@@ -41,10 +41,11 @@ SELECT o.*
 -- name: insert_orders
 INSERT INTO orders (bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, state, matched_stake,
                     matched_liability, winnings, liability_hundredths, cancelled_stake, cancel_refund,
-                    cancel_reason, event_id, book_version)
+                    cancel_reason, event_id, book_version, traceparent)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::integer[], $7::bigint[],
                      $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[],
-                     $14::bigint[], $15::bigint[], $16::bigint[], $17::text[], $18::uuid[], $19::bigint[])
+                     $14::bigint[], $15::bigint[], $16::bigint[], $17::text[], $18::uuid[], $19::bigint[],
+                     $20::text[])
 
 -- name: update_orders
 UPDATE orders o

@@ -206,7 +206,8 @@ INSERT INTO projection_rebuilds AS b (shard, from_zero)
 SELECT shard, $2 FROM unnest($1::smallint[]) AS s (shard)
     ON CONFLICT (shard) DO UPDATE
    SET from_zero = $2, after_user = 0, wallets = 0, wrong = 0, started_at = clock_timestamp(), finished_at = NULL
- WHERE b.finished_at IS NOT NULL OR b.from_zero <> $2 OR $3
+ WHERE $3 OR NOT EXISTS (SELECT FROM projection_rebuilds u
+                          WHERE u.shard = ANY ($1::smallint[]) AND u.finished_at IS NULL AND u.from_zero = $2)
 
 -- name: rebuilds
 SELECT shard, after_user, wallets, wrong FROM projection_rebuilds

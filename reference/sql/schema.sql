@@ -159,10 +159,12 @@ CREATE TABLE match_transitions (
     UNIQUE (match_id, to_state, settlement_version)
 );
 
--- One row per bet that reached the matcher; event_id is the inbox mark of the BetCreated event.
+-- One row per bet that reached the matcher; event_id is the inbox mark of the BetCreated event. Neither orders nor fills
+-- have a foreign key to matches: the matcher, the only one to insert them, holds the lock of the match's row while it
+-- does, and looking the row up again for each of them took a sixth of a batch's time.
 CREATE TABLE orders (
     bet_id            uuid        PRIMARY KEY,
-    match_id          uuid        NOT NULL REFERENCES matches,
+    match_id          uuid        NOT NULL,
     user_id           bigint      NOT NULL,
     outcome           text        NOT NULL,
     side              text        NOT NULL,
@@ -183,6 +185,7 @@ CREATE TABLE orders (
     -- matches.book_version under which the matcher or a cancel last changed this row: what a cached book missed.
     book_version      bigint      NOT NULL DEFAULT 0,
     event_id          uuid        NOT NULL,
+    traceparent       text, -- of the request that placed the bet, where that is traced
     arrived_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (match_id, arrival),
     CONSTRAINT orders_stake CHECK (matched_stake + cancelled_stake <= stake),
@@ -193,7 +196,7 @@ CREATE INDEX orders_open ON orders (match_id, arrival) WHERE state IN ('PENDING'
 CREATE INDEX orders_changed ON orders (match_id, book_version);
 
 CREATE TABLE fills (
-    match_id    uuid        NOT NULL REFERENCES matches,
+    match_id    uuid        NOT NULL,
     fill_no     bigint      NOT NULL,
     outcome     text        NOT NULL,
     back_bet_id uuid        NOT NULL,

@@ -25,9 +25,9 @@ RETURNING s.settlement_version, s.kind, s.result, s.last_arrival, s.commission_b
 SELECT posted, owed, balance FROM ledger_lock($1, $2, $3) ORDER BY correction_no
 
 -- name: page
--- The columns are the fields of orderbook.Order in their order.
+-- The first 16 columns are the fields of orderbook.Order in their order.
 SELECT bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, matched_stake, matched_liability,
-       winnings, liability_hundredths, cancelled_stake, cancel_refund, cancel_reason
+       winnings, liability_hundredths, cancelled_stake, cancel_refund, cancel_reason, traceparent
   FROM orders
  WHERE match_id = $1 AND arrival > $2
  ORDER BY arrival

@@ -1,32 +1,15 @@
 """The report in a real browser: it fits phones and desks, in both colour schemes, and logs nothing."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from reports.render import render
 from tests.report_runs import Kind, write_run
 
 WIDTHS = (400, 719, 720, 1280)
 SHOWN: tuple[Kind, ...] = ("pass", "violated", "aborted")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.fail("these tests need Chromium; on Debian: apt-get install --no-install-recommends chromium")
-    # Chromium refuses its own sandbox to root; the page is ours and loads nothing.
-    arguments = ["--disable-gpu", "--disable-quic", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,17 @@ def processes_of(place: Path) -> list[str]:
     return found
 
 
+def secrets_of(place: Path) -> list[str]:
+    """Every password and key of the stack that runs below `place`."""
+    (path,) = place.glob(".ledgerproof/stacks/*/config.json")
+    config = json.loads(path.read_text())
+    state = json.loads((path.parent / "stack.json").read_text())
+    single = [config["redis_password"], config["token_key"], state["superuser_password"]]
+    secrets = [*config["passwords"].values(), *single]
+    assert all(isinstance(secret, str) and len(secret) >= 16 for secret in secrets)
+    return secrets
+
+
 def verdict_of(place: Path) -> dict[str, Any]:
     (path,) = place.glob("reports/runs/*/verdict.json")
     verdict: dict[str, Any] = json.loads(path.read_text())
@@ -112,6 +123,9 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     assert sum(verdict["anomalies"].values()) == 0
     assert verdict["unresolved"] == 0
     assert verdict["residue"] == []
+    assert verdict["reconciliation"]["passes"] >= 1
+    assert verdict["reconciliation"]["findings"] == {}
+    assert verdict["reconciliation"]["problems"] == []
     assert [(fault["kind"], fault["target"][:2]) for fault in verdict["faults"]] == [
         ("kill", "pg"),
         ("kill", verdict["faults"][1]["target"][:2]),
@@ -166,6 +180,7 @@ def test_a_killed_run_is_cleaned_up_by_down_and_says_that_it_was_cut_short(place
 def test_an_interrupted_run_takes_its_stack_down_and_is_aborted(place: Path) -> None:
     process = start(place, "--duration", "60", "--rate", "50", "--seed", "13")
     wait_for(loading(place), process)
+    secrets = secrets_of(place)
     time.sleep(11)  # into the first fault: a killed server must not be in the way of ending
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 40
@@ -173,6 +188,11 @@ def test_an_interrupted_run_takes_its_stack_down_and_is_aborted(place: Path) -> 
     assert verdict_of(place)["verdict"] == "ABORTED"
     assert verdict_of(place)["anomalies"] == {}
     assert processes_of(place) == []
+    # Logs of every node, records, verdict and report; and what was printed.
+    files = [place / "out", place / "err", *(path for path in place.glob("reports/runs/*/**/*") if path.is_file())]
+    assert len(files) > len(secrets)
+    told = {path.name for path in files for secret in secrets if secret.encode() in path.read_bytes()}
+    assert told == set()
 
 
 def test_more_load_than_the_machine_holds_is_invalid_and_says_what_was_held(place: Path) -> None:

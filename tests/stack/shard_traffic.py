@@ -121,11 +121,11 @@ class Traffic:
 
 @asynccontextmanager
 async def traffic(
-    bases: list[str], users: Sequence[int], clients: int = 6, match_id: str | None = None
+    bases: list[str], operator: dict[str, str], users: Sequence[int], clients: int = 6, match_id: str | None = None
 ) -> AsyncIterator[Traffic]:
     """Fund wallets and keep clients busy with them while the block runs; a client that fails fails the block."""
     timeout = aiohttp.ClientTimeout(total=20)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with aiohttp.ClientSession(timeout=timeout, headers=operator) as session:
         found = Traffic(session, bases, list(users), match_id)
         for user in users:
             status, answer = await found.send(user, "deposits", "first", {"amount_minor": 10_000})

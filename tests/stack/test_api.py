@@ -22,8 +22,16 @@ class Client:
         self._session = session
         self.bases = bases
 
-    async def post(self, path: str, body: object = None, *, key: str | None = None, api: int = 0) -> Reply:
-        headers = {"idempotency-key": key or uuid.uuid4().hex}
+    async def post(
+        self,
+        path: str,
+        body: object = None,
+        *,
+        key: str | None = None,
+        api: int = 0,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
+        headers = {"idempotency-key": key or uuid.uuid4().hex} | (headers or {})
         async with self._session.post(self.bases[api] + path, json=body, headers=headers) as response:
             return response.status, await response.json(content_type=None), response.headers
 

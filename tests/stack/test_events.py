@@ -408,11 +408,18 @@ async def test_a_rebuild_under_load_repairs_every_row_and_sets_none_back(
 
 
 async def test_a_killed_rebuild_goes_on_where_it_was(stack, service_config, api) -> None:
-    await deposit(api, fresh_wallet(1))
+    first, second = fresh_wallet(0), fresh_wallet(0)
+    for user_id in (first, second):
+        await deposit(api, user_id)
     store = Store(service_config, "ledger_projector")
     shards = [shard for shard, holder in enumerate(service_config.routing) if holder == 0]
     await store.fetch(0, "begin_rebuild", shards, True, True)
-    await store.fetch(0, "rebuild_page", shards[0], 1)
+    # Killed after a shard and a page of the next one.
+    while not (await store.fetch(0, "rebuild_page", shards[1], 1_000))[0]["last"]:
+        pass
+    assert (await store.fetch(0, "rebuild_page", shards[0], 1))[0]["rebuilt"] == 1
+    left = [row["shard"] for row in await store.fetch(0, "rebuilds", shards)]
+    assert left == [shard for shard in shards if shard != shards[1]]
     done = await ledgerproof(stack, "projection", "rebuild", "--server", service_config.servers[0].name, "--from-zero")
     assert [(item["server"], item["resumed"]) for item in done] == [(service_config.servers[0].name, True)]
     assert await store.fetch(0, "rebuilds", shards) == []
@@ -446,22 +453,23 @@ async def test_events_replayed_under_load_have_no_second_effect(stack, service_c
 # --- freshness --------------------------------------------------------------------------------------------
 
 
-async def balance(api_bases: list[str], user_id: int, query: str = "") -> dict[str, Any]:
+async def balance(stack: Stack, user_id: int, query: str = "") -> dict[str, Any]:
+    api, headers = f"http://127.0.0.1:{stack.port('api0')}", {"authorization": f"Bearer {stack.token()}"}
     async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"{api_bases[0]}/v1/wallets/{user_id}/balance{query}") as response,
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(f"{api}/v1/wallets/{user_id}/balance{query}") as response,
     ):
         assert response.status == 200
         answer: dict[str, Any] = await response.json()
         return answer
 
 
-async def test_an_idle_wallet_is_fresh_as_long_as_the_projection_is(api, api_bases, stack) -> None:
+async def test_an_idle_wallet_is_fresh_as_long_as_the_projection_is(api, stack) -> None:
     user_id = fresh_wallet()
     await deposit(api, user_id)
 
     async def idle_and_fresh() -> bool:
-        view = await balance(api_bases, user_id)
+        view = await balance(stack, user_id)
         old = view["as_of_ms"] - view["updated_at_ms"] > 1_000
         return view["source"] in ("redis", "projection") and old and not view["stale"]
 
@@ -469,21 +477,21 @@ async def test_an_idle_wallet_is_fresh_as_long_as_the_projection_is(api, api_bas
     stack.kill("projector0")
     try:
         # What was said before the kill holds for half a second; from then on nobody can know.
-        await until(lambda: _stale(api_bases, user_id), within_s=10)
+        await until(lambda: _stale(stack, user_id), within_s=10)
         await deposit(api, user_id)
-        view = await balance(api_bases, user_id)
+        view = await balance(stack, user_id)
         assert (view["stale"], view["seq"]) == (True, 1)
         # A session that knows of the entry gets it all the same.
-        view = await balance(api_bases, user_id, "?min_seq=2")
+        view = await balance(stack, user_id, "?min_seq=2")
         assert (view["stale"], view["seq"], view["source"]) == (False, 2, "ledger")
     finally:
         await asyncio.to_thread(stack.start_node, "projector0")
     await until(idle_and_fresh)
-    assert (await balance(api_bases, user_id))["seq"] == 2
+    assert (await balance(stack, user_id))["seq"] == 2
 
 
-async def _stale(api_bases: list[str], user_id: int) -> bool:
-    return bool((await balance(api_bases, user_id))["stale"])
+async def _stale(stack: Stack, user_id: int) -> bool:
+    return bool((await balance(stack, user_id))["stale"])
 
 
 async def test_a_second_relay_waits_and_takes_over_from_a_dead_one(stack, service_config, api) -> None:
@@ -510,17 +518,18 @@ async def test_a_second_relay_waits_and_takes_over_from_a_dead_one(stack, servic
     await until(lambda: agree(api, [user_id]))
 
 
-async def test_a_dead_relay_makes_reads_stale_too(api, api_bases, stack) -> None:
+async def test_a_dead_relay_makes_reads_stale_too(api, stack) -> None:
     user_id = fresh_wallet()
     await deposit(api, user_id)
+    await until(lambda: agree(api, [user_id]))
     stack.kill("relay0")
     try:
-        await until(lambda: _stale(api_bases, user_id), within_s=15)
+        await until(lambda: _stale(stack, user_id), within_s=15)
     finally:
         await asyncio.to_thread(stack.start_node, "relay0")
 
     async def is_fresh() -> bool:
-        view = await balance(api_bases, user_id)
+        view = await balance(stack, user_id)
         return not view["stale"] and view["source"] != "ledger"
 
     await until(is_fresh)
@@ -583,7 +592,7 @@ async def cached_seq(cache: Cache, service_config: ServiceConfig, api: Store, us
 
 
 @pytest.mark.parametrize("fault", ["flushed", "killed", "paused"])
-async def test_redis_in_trouble_changes_no_answer(stack, service_config, api, api_bases, cache, fault) -> None:
+async def test_redis_in_trouble_changes_no_answer(stack, service_config, api, cache, fault) -> None:
     user_id = fresh_wallet()
     await deposit(api, user_id)
     await until(lambda: cached_seq(cache, service_config, api, user_id, 1))
@@ -597,7 +606,7 @@ async def test_redis_in_trouble_changes_no_answer(stack, service_config, api, ap
         await deposit(api, user_id)
 
         async def newest_and_fresh() -> bool:
-            view = await balance(api_bases, user_id)
+            view = await balance(stack, user_id)
             assert view["seq"] == 2 or view["stale"] or view["as_of_ms"] <= written_ms
             return view["seq"] == 2 and not view["stale"]
 
@@ -611,7 +620,7 @@ async def test_redis_in_trouble_changes_no_answer(stack, service_config, api, ap
             stack.resume("redis")
 
     async def from_redis_and_fresh() -> bool:
-        view = await balance(api_bases, user_id)
+        view = await balance(stack, user_id)
         return (view["source"], view["seq"], view["stale"]) == ("redis", 2, False)
 
     await until(from_redis_and_fresh)

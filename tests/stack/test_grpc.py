@@ -97,6 +97,8 @@ async def test_a_wallet_lives_through_every_command_and_agrees_with_http(stub, a
     assert settled.outcome == "ACCEPTED"
     illegal = await stub.VoidMatch(pb.MatchRequest(match_id=match_id), metadata=allowed)
     assert illegal.outcome == "ILLEGAL_TRANSITION"
+    early = pb.ResettleMatchRequest(match_id=str(uuid7()), key="r", result="AWAY")
+    assert (await stub.ResettleMatch(early, metadata=allowed)).outcome == "UNKNOWN_MATCH"
     match = await stub.GetMatch(pb.MatchRequest(match_id=match_id), metadata=allowed)
     assert (match.state in ("SETTLING", "SETTLED"), match.result) == (True, "HOME")
 

@@ -224,7 +224,9 @@ async def test_a_changed_payload_is_found_against_its_entry_and_its_topic(world:
         "SELECT id, event_id, payload FROM events WHERE partition_key = $1 AND event_type = 'EntryPosted' LIMIT 1",
         str(user),
     )
-    change = "UPDATE events SET payload = jsonb_set(payload, '{balance}', to_jsonb((payload->>'balance')::bigint {} 1))"
+    change = (
+        "UPDATE events SET payload = jsonb_set(payload, ARRAY['balance'], to_jsonb((payload->>'balance')::bigint {} 1))"
+    )
     where = " WHERE id = $1"
     async with planted(owner, change.format("+") + where, change.format("-") + where, event["id"]):
         findings = found(await world.run())
@@ -574,8 +576,8 @@ async def test_an_operator_reconciles_pauses_and_resumes_by_command(world: World
 
 async def test_no_password_of_the_stack_is_in_a_log_an_answer_or_a_process_list(world: World, tmp_path: Path) -> None:
     config = world.config
-    secrets = {*config.passwords.values(), str(config.redis_password), world.stack.superuser[1]}
-    assert len(secrets) == len(config.passwords) + 2
+    secrets = {*config.passwords.values(), str(config.redis_password), str(config.token_key), world.stack.superuser[1]}
+    assert len(secrets) == len(config.passwords) + 3
     texts = {log.name: log.read_text(errors="replace") for log in world.stack.collect_logs(tmp_path)}
     assert any(texts.values())
     texts["status"] = msgspec.json.encode(world.stack.status()).decode()

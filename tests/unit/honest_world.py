@@ -193,6 +193,12 @@ class World:
         )
         self.complete(attempt, "fail", status=422, outcome=outcome, replayed=False)
 
+    def roll_back_unknown(self, user: int, key: str) -> None:
+        """Take back a bet that never came, then let it come."""
+        attempt = self.invoke("rollback", user=user, key=key)
+        self.complete(attempt, "ok", status=202, outcome="ACCEPTED", replayed=False)
+        self.refuse("bet", user, 100, key, "ROLLED_BACK")
+
     def other_body(self, user: int, amount: int, key: str) -> None:
         attempt = self.invoke("deposit", user=user, amount=amount, key=key, tag="other_body")
         self.complete(attempt, "fail", status=409, outcome="REPLAYED_DIFFERENTLY")
@@ -653,6 +659,7 @@ def small_world() -> World:
     unknown = w.invoke("deposit", user=BOB, amount=444, key="never-arrived")
     w.complete(unknown, "info", status=504)
     w.refuse("withdraw", CYD, 10**9, "too-much")
+    w.roll_back_unknown(CYD, "taken-back")
     refused = w.invoke("deposit", user=CYD, amount=5, key="not-admitted")
     w.complete(refused, "fail", status=503, error="x-admitted: 0")
     w.read(ANN)

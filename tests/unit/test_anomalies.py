@@ -127,11 +127,27 @@ def result_nobody_asked_for(w: World) -> None:
 
 
 def refused_withdrawal_is_applied(w: World) -> None:
-    w.tables["refusals"].clear()
+    w.tables["refusals"][:] = [row for row in w.tables["refusals"] if row["idempotent_key"] != "too-much"]
     w.forget(key="too-much")
     attempt = w.invoke("withdraw", user=CYD, amount=20, key="too-much")
     w.complete(attempt, "fail", status=422, outcome="INSUFFICIENT_FUNDS", replayed=False)
     w.post(CYD, "DEBIT", -20, "EXTERNAL", "too-much")
+
+
+def rollback_left_no_tombstone(w: World) -> None:
+    w.tables["refusals"][:] = [row for row in w.tables["refusals"] if row["idempotent_key"] != "taken-back"]
+
+
+def rollback_refused_by_the_door_left_a_tombstone(w: World) -> None:
+    for answer in w.answers_to("taken-back"):
+        if answer["record"] == "ok":
+            answer |= {"record": "fail", "status": 503, "outcome": None}
+
+
+def rolled_back_bet_is_placed_all_the_same(w: World) -> None:
+    w.post(CYD, "CREDIT", 5, "EXTERNAL", "taken-back")
+    attempt = w.invoke("deposit", user=CYD, amount=5, key="taken-back")
+    w.complete(attempt, "info")
 
 
 def command_not_admitted_is_applied(w: World) -> None:
@@ -581,6 +597,7 @@ BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A01", rebuilt(acknowledged_withdrawal_is_lost), "out-1", set()),
     ("A01", accepted_cancel_has_no_row, "cancel-1", set()),
     ("A01", acknowledged_void_never_happened, f"void_match:{M_OPEN}", set()),
+    ("A01", rollback_left_no_tombstone, "taken-back", set()),
     ("A02", rebuilt(withdrawal_is_posted_twice), "out-1", {"A05"}),
     ("A02", rebuilt(stake_is_posted_twice_under_a_new_key), "o-back-again", {"A03", "A12", "A13", "A14"}),
     ("A02", rebuilt(commission_is_taken_twice), None, {"A03"}),
@@ -592,6 +609,8 @@ BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A03", result_nobody_asked_for, None, set()),
     ("A04", rebuilt(refused_withdrawal_is_applied), "too-much", set()),
     ("A04", rebuilt(command_not_admitted_is_applied), "not-admitted", set()),
+    ("A04", rollback_refused_by_the_door_left_a_tombstone, "taken-back", {"V01"}),
+    ("A04", rebuilt(rolled_back_bet_is_placed_all_the_same), "taken-back", set()),
     ("A05", replay_answers_another_seq, "out-1", set()),
     ("A05", replay_claims_to_be_the_original, "out-1", set()),
     ("A05", acknowledged_and_refused, "out-1", set()),

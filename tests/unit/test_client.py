@@ -16,7 +16,7 @@ from invariants import history
 from ledgerproof import workload
 from ledgerproof.client import NotSeeded, Player, classify, monotonic_clock
 from ledgerproof.wire import Lost, NotSent, Wire, get, post
-from ledgerproof.workload import draw
+from ledgerproof.workload import Kind, draw
 
 pytestmark = pytest.mark.unit
 
@@ -168,6 +168,9 @@ def unused_port() -> int:
         return int(probe.getsockname()[1])
 
 
+ROLLED_BACK: dict[str, Any] = {"outcome": "ROLLED_BACK", "replayed": True}
+
+
 class FakeLedger:
     """Answers like the service, from a dictionary; `rule` may answer first."""
 
@@ -191,19 +194,38 @@ class FakeLedger:
                 {"user_id": int(user), "balance_minor": 5, "seq": seq, "source": "redis", "stale": False}
             )
         body = await request.read()
-        key = request.headers["Idempotency-Key"]
+        if path == "/v1/commands":
+            results = []
+            items = msgspec.json.decode(body)["commands"]
+            self.requests += len(items) - 1
+            for item in items:
+                op, user, key = item.pop("op"), str(item.pop("user_id")), item.pop("key")
+                status, said = self.post(user, key, msgspec.json.encode(item), bet=op == "bet")
+                results.append({"status": status} | said)
+            return web.json_response({"results": results})
         user = path.split("/")[3] if "/wallets/" in path else "match"
+        if path.endswith("/rollbacks"):
+            key = msgspec.json.decode(body)["key"]
+            known = self.answers.setdefault((user, key), (b"", ROLLED_BACK))
+            bet_id = known[1].get("bet_id")
+            return web.json_response({"outcome": "ACCEPTED", "replayed": False, "bet_id": bet_id}, status=202)
+        status, answer = self.post(user, request.headers["Idempotency-Key"], body, bet=path.endswith("/bets"))
+        return web.json_response(answer, status=status)
+
+    def post(self, user: str, key: str, body: bytes, *, bet: bool) -> tuple[int, dict[str, Any]]:
         known = self.answers.get((user, key))
+        if known is not None and known[1] is ROLLED_BACK:
+            return 422, ROLLED_BACK
         if known is not None:
-            if known[0] != body:
-                return web.json_response({"title": "differs", "outcome": "REPLAYED_DIFFERENTLY"}, status=409)
-            return web.json_response({**known[1], "replayed": True}, status=202)
+            if msgspec.json.decode(known[0]) != msgspec.json.decode(body):
+                return 409, {"title": "differs", "outcome": "REPLAYED_DIFFERENTLY"}
+            return 202, {**known[1], "replayed": True}
         self.seqs[user] = self.seqs.get(user, 0) + 1
         answer: dict[str, Any] = {"outcome": "ACCEPTED", "replayed": False, "seq": self.seqs[user], "balance_minor": 10}
-        if path.endswith("/bets"):
+        if bet:
             answer["bet_id"] = f"bet-{key}"
         self.answers[user, key] = (body, answer)
-        return web.json_response(answer, status=202)
+        return 202, answer
 
 
 @asynccontextmanager
@@ -395,3 +417,34 @@ def test_answers_ignore_fields_the_client_does_not_need() -> None:
 
     answer = msgspec.json.decode(b'{"entries":[{"a":1}],"next_cursor":null,"seq":3}', type=Answer)
     assert answer.seq == 3
+
+
+async def test_each_command_of_a_bulk_has_a_result_of_its_own_in_the_history(tmp_path: Path) -> None:
+    async with playing(tmp_path, rate=200, duration_s=4.0) as (player, ledger):
+        arrival = next(i for i, kind in enumerate(player.schedule.kind.tolist()) if kind == Kind.BULK)
+        commands = player.schedule.bulk(arrival)
+        ledger.answers[str(commands[1].user), commands[1].key or ""] = (b"{}", {})
+        ledger.answers[str(commands[2].user), commands[2].key or ""] = (b"{}", ROLLED_BACK)
+        results = await player.attempt_bulk(commands, 0, player.clock())
+        records = [result.record for result in results]
+        assert records == ["ok", "fail", "fail"] + ["ok"] * (len(commands) - 3)
+        assert (results[1].status, results[2].status) == (409, 422)
+        assert results[-1].answer.replayed
+
+        async def break_off(request: web.Request) -> web.Response | None:
+            return web.json_response({"results": []})
+
+        ledger.rule = break_off
+        lost = await player.attempt_bulk(commands, 0, player.clock())
+        assert {result.record for result in lost} == {"info"}
+        assert player.unknown.keys() == {command.key for command in commands}
+    attempts = history.attempts(history.load(tmp_path).frame)
+    assert attempts["cls"].to_list() == records + ["info"] * len(commands)
+
+
+async def test_a_bulk_that_was_never_sent_certainly_failed(tmp_path: Path, unused_port: int) -> None:
+    async with playing(tmp_path, rate=200, duration_s=4.0) as (player, _):
+        arrival = next(i for i, kind in enumerate(player.schedule.kind.tolist()) if kind == Kind.BULK)
+        player.wires = [Wire("127.0.0.1", unused_port, timeout_s=1)]
+        results = await player.attempt_bulk(player.schedule.bulk(arrival), 0, player.clock())
+        assert {result.record for result in results} == {"fail"}

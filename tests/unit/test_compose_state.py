@@ -88,7 +88,7 @@ def test_passwords_are_readable_only_to_their_owner(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     state.create(folder, a_state())
     service.write_configuration(
-        folder / "config.json", service.configuration(StackSpec(servers=2), a_state().nodes, "x")
+        folder / "config.json", service.configuration(StackSpec(servers=2), a_state().nodes, "x", Path("traces"))
     )
     for name in ("stack.json", "config.json"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
@@ -139,9 +139,9 @@ def test_unknown_node_lists_the_known_ones() -> None:
 
 def test_settings_reach_the_service_and_wrong_ones_are_refused() -> None:
     nodes = a_state().nodes
-    config = service.configuration(StackSpec(servers=2, settings={"writer_batch": 7}), nodes, "x")
+    config = service.configuration(StackSpec(servers=2, settings={"writer_batch": 7}), nodes, "x", Path("traces"))
     assert config.writer_batch == 7
     assert [server.port for server in config.servers] == [13_000, 13_001]
     for wrong in ({"writer_batch": "many"}, {"no_such_field": 1}):
         with pytest.raises(SpecError, match="settings"):
-            service.configuration(StackSpec(servers=2, settings=wrong), nodes, "x")
+            service.configuration(StackSpec(servers=2, settings=wrong), nodes, "x", Path("traces"))

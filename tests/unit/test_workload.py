@@ -197,3 +197,20 @@ def test_senseless_rates_and_durations_are_refused(rate: float, duration_s: floa
 
 def test_a_tiny_run_can_be_drawn() -> None:
     assert len(draw(1, 1, 1.0)) > 0
+
+
+def test_a_bulk_is_bets_of_several_wallets_with_keys_of_their_own_and_one_key_twice(schedule: Schedule) -> None:
+    arrival = int(np.flatnonzero(schedule.kind == Kind.BULK)[3])
+    commands = schedule.bulk(arrival)
+    assert [command.op for command in commands] == ["bet"] * workload.BULK_BETS + ["deposit", "withdraw", "bet"]
+    assert commands[-1] == commands[0]
+    assert len({command.key for command in commands}) == len(commands) - 1
+    assert {command.user for command in commands} <= set(range(1, WALLETS + 1))
+    items = workload.msgspec.json.decode(workload.bulk_body(commands))["commands"]
+    assert items[0] == {
+        "op": "bet",
+        "user_id": commands[0].user,
+        "key": commands[0].key,
+    } | workload.msgspec.json.decode(commands[0].body or b"")
+    with pytest.raises(ValueError, match="BET"):
+        schedule.bulk(int(np.flatnonzero(schedule.kind == Kind.BET)[0]))

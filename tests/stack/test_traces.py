@@ -1,0 +1,89 @@
+"""One trace leads from the request through Postgres and Kafka to the payout, over every process that took part."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from test_api import Client
+
+from ledgerproof.traces import Trace, read_traces
+
+WITHIN_S = 60.0
+
+
+@pytest.fixture
+async def client(api_bases, operator):
+    async with aiohttp.ClientSession(headers=operator) as session:
+        yield Client(session, api_bases)
+
+
+def _asked(*, sampled: bool) -> tuple[str, str]:
+    """Return a new trace id and a traceparent in it."""
+    trace_id = secrets.token_hex(16)
+    return trace_id, f"00-{trace_id}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
+
+
+async def _trace(folder: Path, trace_id: str, complete: Callable[[set[tuple[str, str]]], bool]) -> Trace:
+    """Wait until a trace has the spans it should have; spans are written about a second late."""
+    deadline = time.monotonic() + WITHIN_S
+    seen: set[tuple[str, str]] = set()
+    while time.monotonic() < deadline:
+        for trace in await asyncio.to_thread(read_traces, folder):
+            if trace.trace_id == trace_id:
+                seen = {(span.process.rstrip("0123456789"), span.name) for span in trace.spans}
+                if complete(seen):
+                    return trace
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"after {WITHIN_S} s there are only {sorted(seen)}")
+
+
+async def test_a_bets_trace_leads_from_the_api_to_its_payout(client, service_config) -> None:
+    match_id = await client.match()
+    layer, backer = await client.funded(10_000), await client.funded(10_000)
+    terms = {"match_id": match_id, "outcome": "HOME", "odds": 250, "stake_minor": 1000}
+    status, _, _ = await client.post(f"/v1/wallets/{layer}/bets", terms | {"side": "LAY"})
+    assert status == 202
+    trace_id, traceparent = _asked(sampled=True)
+    status, _, _ = await client.post(
+        f"/v1/wallets/{backer}/bets", terms | {"side": "BACK"}, headers={"traceparent": traceparent}
+    )
+    assert status == 202
+    folder = Path(service_config.trace_folder)
+    await _trace(folder, trace_id, lambda seen: ("matcher", "matcher BetCreated") in seen)
+    for path, body in (("close", {}), ("settle", {"result": "HOME"})):
+        status, _, _ = await client.post(f"/v1/matches/{match_id}/{path}", body)
+        assert status == 202
+    wanted = {
+        ("api", "bets"),
+        ("api", "ledger_post"),
+        ("relay", "outbox BetCreated"),
+        ("projector", "projector BetCreated"),
+        ("matcher", "matcher BetCreated"),
+        ("relay", "outbox BetMatched"),
+        ("relay", "outbox EntryPosted"),
+        ("projector", "projector EntryPosted"),
+    }
+    trace = await _trace(folder, trace_id, lambda seen: wanted <= seen)
+    known = {span.span_id for span in trace.spans}
+    assert trace.root.name == "bets"
+    assert trace.root.attributes["http.response.status_code"] == 202
+    assert [span.name for span in trace.spans if span.parent_id not in known] == ["bets"]
+    assert all(span.started_us <= span.ended_us for span in trace.spans)
+
+
+async def test_a_request_that_asks_not_to_be_traced_leaves_no_span(client, service_config) -> None:
+    user_id = await client.funded(100)
+    unwanted, header = _asked(sampled=False)
+    wanted, last = _asked(sampled=True)
+    for traceparent in (header, last):
+        status, _, _ = await client.post(
+            f"/v1/wallets/{user_id}/deposits", {"amount_minor": 5}, headers={"traceparent": traceparent}
+        )
+        assert status == 202
+    folder = Path(service_config.trace_folder)
+    await _trace(folder, wanted, lambda seen: ("projector", "projector EntryPosted") in seen)
+    assert unwanted not in {trace.trace_id for trace in await asyncio.to_thread(read_traces, folder)}
