@@ -75,8 +75,6 @@ MAY_CALL = {
     "match_transition": {"ledger_api"},
     "bet_cancel": {"ledger_api"},
     "shard_accept": {"ledger_api"},
-    "wallet_as_of": {"ledger_api"},
-    "shards_hold": set(),
     "payouts_open": set(),
     "payouts_pause": {"ledger_reconciler", "ledger_operator"},
     "payouts_resume": {"ledger_operator"},
