@@ -31,6 +31,7 @@ from reference.commands import Contra, EntryType
 from reference.config import load_config
 from reference.errors import LedgerError
 from reference.store import Store
+from reference.tracing import Tracing
 from reference.writer import Posting, Writer
 
 PROCESSES = 2
@@ -85,8 +86,9 @@ async def hot(writer: Writer, until: float) -> int:
 
 async def child(start: float, rounds: int, seconds: float, rate: float, in_flight: int) -> None:
     """Take turns without and with the hot wallet, and print one line a turn."""
-    store = Store(load_config(), "ledger_api")
-    writer = Writer(store, 0, "API")
+    config = load_config()
+    store = Store(config, "ledger_api")
+    writer = Writer(store, 0, "API", Tracing(config, "hot_wallet"))
     writer.start()
     await others(writer, rate, start, [])
     for number in range(2 * rounds):
