@@ -186,14 +186,24 @@ class Run:
 
     @cached_property
     def server_of_shard(self) -> dict[int, str]:
-        """The server that must hold each logical shard. Raises MissingEvidence without a routing table."""
+        """The server that must hold each logical shard of wallets: the one whose own route says so.
+
+        A shard that none or more than one claims (A31) belongs where the newest route says, and where the run's
+        configuration put it if there is no route. Raises MissingEvidence without a table.
+        """
+        newest = self.table("routes").sort("epoch", "here").unique("shard", keep="last")
+        named = dict(newest.select("shard", "server_name").iter_rows())
+        return self._initial_routing | named
+
+    @cached_property
+    def _initial_routing(self) -> dict[int, str]:
         if len(self.config.routing) != SHARDS or not self.config.servers:
             raise MissingEvidence(f"{CONFIG_FILE} of the run has no routing table of {SHARDS} shards")
         return {shard: self.config.servers[holder] for shard, holder in enumerate(self.config.routing)}
 
     def home_of_match(self, match_id: str) -> str:
-        """Return the server that must hold a match. Raises ValueError for an id that is no UUID."""
-        return self.server_of_shard[shard_of_match(UUID(match_id))]
+        """Return the server that must hold a match: it never moves. Raises ValueError for an id that is no UUID."""
+        return self._initial_routing[shard_of_match(UUID(match_id))]
 
     # -- faults
 

@@ -135,6 +135,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "winnings": _INT,
         "filled_at": _TIME,
     },
+    "routes": {"server": _STR, "shard": _INT, "server_name": _STR, "epoch": _INT, "here": _BOOL},
     "cancels": {
         "server": _STR,
         "user_id": _INT,

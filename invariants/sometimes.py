@@ -186,6 +186,11 @@ def _backlog_drained(run: Run) -> int:
     return peaks.filter((pl.col("peak") > BIG_BACKLOG) & (pl.col("last") == 0)).height
 
 
+def _shard_moved(run: Run) -> int:
+    """Count shards that were moved to another server, one or more times, since the installation."""
+    return run.table("routes").filter(pl.col("here") & (pl.col("epoch") > 0)).height
+
+
 def _faults_overlapped(run: Run) -> int:
     """Count faults that were measured to begin before an earlier one had ended."""
     rows = run.requested_faults.drop_nulls(["start", "end"]).sort("start")
@@ -211,5 +216,6 @@ COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
     "a bet arrived while its match closed": _late_bets,
     "backlog over 10000 then drained": _backlog_drained,
     "two faults overlapped": _faults_overlapped,
+    "a shard was moved to another server": _shard_moved,
 }
 """Name of each *sometimes* → the function that counts it."""

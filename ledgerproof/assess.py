@@ -84,6 +84,8 @@ class HarnessFacts(msgspec.Struct):
     reasons: list[str] = []
     finished: bool = False
     """False: the harness was killed before it could say how the run ended."""
+    shard_moves: list[dict[str, Any]] = []
+    """Shards that were moved during the load: `reference.shards.Moved`, and when the move began."""
     sizes: dict[str, int] = {}
     timings: dict[str, float] = {}
     residue: list[str] = []
@@ -237,6 +239,7 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "sometimes": judgement.sometimes if judgement else {},
         "raw_duplicates": judgement.raw_duplicates if judgement else None,
         "faults": [_fault(fault) for fault in measured.faults] if measured else [],
+        "shard_moves": facts.shard_moves,
         "sla": table,
         "operations": sla.operations(measured.attempts) if measured else [],
         "generator": msgspec.to_builtins(facts.generator),

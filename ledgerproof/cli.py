@@ -29,6 +29,7 @@ from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.output import check_writable, print_json, print_table
 from ledgerproof.progress import Progress, print_error
+from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
 from ledgerproof.trace_command import trace_command
 from reference.auth import Scope
@@ -413,6 +414,7 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
 
 
 cli.add_command(sim_command)
+cli.add_command(shards_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
 cli.add_command(bench_command)
@@ -445,6 +447,12 @@ def print_summary(verdict: dict[str, Any], folder: Path) -> None:
         )
         for fault in verdict["faults"]:
             console.print(f"  {_fault_line(fault)}", markup=False)
+        for move in verdict.get("shard_moves", []):
+            console.print(
+                f"  shard {move['shard']} moved from {move['source']} to {move['target']} under load: "
+                f"{move['entries']} entries, frozen for {move['freeze_ms']:.0f} ms",
+                markup=False,
+            )
     met = {True: "met", False: "MISSED", None: ""}
     if verdict["sla"]:
         rows = [

@@ -168,6 +168,12 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "winnings": _INT,
         "filled_at": _SECONDS,
     },
+    "routes": {
+        "shard": _INT,
+        "server_name": _TEXT,
+        "epoch": _INT,
+        "here": _BOOL,
+    },
     "cancels": {
         "user_id": _INT,
         "idempotent_key": _TEXT,

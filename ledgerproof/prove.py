@@ -47,6 +47,7 @@ from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem, Options
 from ledgerproof.progress import Progress, Step
 from ledgerproof.sampler import Sampler
+from ledgerproof.shard_move import ShardMove, plan_move
 from ledgerproof.wire import Wire
 from ledgerproof.workload import Schedule, draw
 from reference import operations
@@ -371,12 +372,16 @@ async def _load(job: Job, player: Player, sampler: Sampler) -> None:
     facts, schedule = recording.facts, job.schedule
     book = EdgeBook(recording.timeline, recording.origin)
     nemesis = Nemesis(stack, recording.timeline, book, planned, recording.clock)
+    plan = plan_move(job.options.seed, schedule.duration_s, job.config.routing, len(job.config.servers))
+    move = None if plan is None else ShardMove(stack, recording.timeline, plan, recording.clock)
     title = f"{schedule.rate:g} bets/s for {schedule.duration_s:g} s"
     if planned:
         title += ", " + ", ".join(f"{fault.kind} {fault.node}" for fault in planned)
     with contextlib.ExitStack() as stopping:
         # After Ctrl-C nobody waits for a node to come back: the stack is taken down with all its nodes.
         stopping.callback(nemesis.cancel)
+        if move is not None:
+            stopping.callback(move.cancel)
         watched = targets(stack.state)
         stopping.enter_context(LivenessProbe(watched, interval_s=PROBE_EVERY_S, on_edge=book.on_edge))
         with _garbage_later(), progress.step(title) as step:
@@ -386,6 +391,8 @@ async def _load(job: Job, player: Player, sampler: Sampler) -> None:
             facts.load_end_s = start_s + schedule.duration_s
             recording.timeline.record("phase", t=start_s, detail="before")
             nemesis.start(start_s)
+            if move is not None:
+                move.start(start_s)
             showing = asyncio.ensure_future(_show(step, player, sampler, nemesis, start_s))
             try:
                 await player.run(start_s)
@@ -400,6 +407,12 @@ async def _load(job: Job, player: Player, sampler: Sampler) -> None:
             healed = await asyncio.to_thread(stack.heal, HEAL_TIMEOUT_S)
             if healed:
                 recording.timeline.note(f"healed at the end: {', '.join(healed)}")
+        if move is not None:
+            await asyncio.to_thread(move.join)
+            if move.done is not None:
+                facts.shard_moves = [move.done]
+            else:
+                recording.invalid(f"the shard was not moved: {move.problem}")
         for problem in nemesis.problems:
             recording.invalid(f"fault: {problem}")
         if book.failure is not None:

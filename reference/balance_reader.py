@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from reference import metrics
 from reference.cache import Balance, Cache
-from reference.errors import LedgerError
+from reference.errors import LedgerError, ShardNotHere
 from reference.routing import shard_of
 from reference.store import Store
 
@@ -67,6 +67,9 @@ class BalanceReader:
                 return reading
         try:
             row = await self._store.fetchrow(server, "projected", shard_of(user_id), user_id)
+        except ShardNotHere:
+            # What the cache has of it was written before the wallet moved: its new server decides.
+            return None
         except LedgerError:
             return reading
         if row is None:
@@ -89,7 +92,7 @@ class BalanceReader:
 
     async def _from_ledger(self, user_id: int, min_seq: int, otherwise: Reading | None) -> Reading | None:
         try:
-            row = await self._store.fetchrow(self._store.server_of(user_id), "head", shard_of(user_id), user_id)
+            row = await self._store.wallet_row(user_id, "head")
         except LedgerError:
             if otherwise is None:
                 raise

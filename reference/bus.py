@@ -415,12 +415,18 @@ class Consumer:
         finished, self._finished = self._finished, 0
         return finished
 
-    def applied(self, lane: int) -> dict[Place, int]:
+    def applied(self, lane: int | None) -> dict[Place, int]:
         """Return for each partition of this member the offset up to which everything of a lane had its effect.
 
-        -1 for a partition whose position is not known yet.
+        Of every lane if `lane` is None. -1 for a partition whose position is not known yet.
         """
+        if lane is None:
+            return {place: partition.watermark() for place, partition in self._partitions.items()}
         return {place: partition.watermark_of(lane) for place, partition in self._partitions.items()}
+
+    def positions(self) -> dict[Place, int]:
+        """Return for each partition of this member the next offset to come."""
+        return {place: partition.next_offset for place, partition in self._partitions.items()}
 
     async def check_positions(self) -> None:
         """Correct positions beyond the end of their partition: the broker begins anew. Harmless to repeat.

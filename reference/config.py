@@ -42,7 +42,11 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     servers: list[ServerConfig]
     routing: list[int]
-    """`routing[shard]` is an index into `servers`; 100 of them."""
+    """`routing[shard]` is an index into `servers`; 100 of them.
+
+    It places the matches for good (their home servers) and the wallets at installation. Shards of wallets can be
+    moved afterwards: where they are is in `shard_routes` on the servers, and `store.Routes` follows it.
+    """
     passwords: dict[str, str]
     """Password of each database role."""
     kafka_bootstrap: str

@@ -36,9 +36,8 @@ from reference.commands import (
     Withdraw,
 )
 from reference.config import ServiceConfig
-from reference.errors import InvalidCommand, LedgerError
+from reference.errors import InvalidCommand, LedgerError, ShardNotHere
 from reference.ledger import reserve_of
-from reference.routing import shard_of
 from reference.store import Store
 from reference.tracing import CURRENT
 from reference.uuid7 import uuid7
@@ -98,17 +97,17 @@ class Desk:
 
     async def deposit(self, user_id: int, key: str, command: Deposit) -> Posted:
         """Put money from outside into a wallet."""
-        return await self._submit(self._transfer(user_id, key, command.amount_minor, deposit=True))
+        return await self._post(self._transfer(user_id, key, command.amount_minor, deposit=True))
 
     async def withdraw(self, user_id: int, key: str, command: Withdraw) -> Posted:
         """Take money out of a wallet."""
-        return await self._submit(self._transfer(user_id, key, command.amount_minor, deposit=False))
+        return await self._post(self._transfer(user_id, key, command.amount_minor, deposit=False))
 
     async def place_bet(self, user_id: int, key: str, command: PlaceBet | BulkBet) -> Posted:
         """Reserve a bet's stake or liability and put it into the outbox for the matcher."""
         reserve = self._reserve(command)
         refusal = await self._matches.refusal(command.match_id, command.outcome)
-        return await self._submit(self._bet(user_id, key, command, reserve, refusal))
+        return await self._post(self._bet(user_id, key, command, reserve, refusal))
 
     def _reserve(self, command: PlaceBet | BulkBet) -> int:
         """Return what a bet reserves. Raises InvalidCommand for what no match could take."""
@@ -166,7 +165,7 @@ class Desk:
 
     async def cancel(self, user_id: int, key: str, bet_id: UUID) -> Cancelled:
         """Cancel what of a bet is not matched yet."""
-        row = await self._store.fetchrow(self._store.server_of(user_id), "bet", shard_of(user_id), user_id, bet_id)
+        row = await self._store.wallet_row(user_id, "bet", bet_id)
         if row is None:
             return Cancelled(Outcome.UNKNOWN_BET, replayed=False, bet_id=bet_id)
         return _cancelled(await exchange.cancel_bet(self._store, row["match_id"], bet_id, user_id, key))
@@ -178,7 +177,9 @@ class Desk:
         bet was placed.
         """
         key = checked_key(command.key, "key")
-        row = await self._store.fetchrow(self._store.server_of(user_id), "rollback", user_id, key)
+        row = await self._store.at_wallet(
+            user_id, lambda server: self._store.fetchrow(server, "rollback", user_id, key)
+        )
         if row is None:
             raise LedgerError("the rollback returned no row")
         status = row["status"]
@@ -189,6 +190,16 @@ class Desk:
             own_key = f"{RESERVED_KEYS}rollback:{key}"
             return _cancelled(await exchange.cancel_bet(self._store, row["match"], row["bet"], user_id, own_key))
         return Cancelled(Outcome.ACCEPTED, replayed=status == Outcome.REPLAYED, bet_id=None)
+
+    async def _post(self, posting: Posting) -> Posted:
+        try:
+            return await self._submit(posting)
+        except ShardNotHere:
+            return await self._post_elsewhere(posting)
+
+    async def _post_elsewhere(self, posting: Posting) -> Posted:
+        """Post a command whose shard was not where it was thought to be, or wait while it is being moved."""
+        return await self._store.at_wallet(posting.user_id, lambda server: self._writers[server].post(posting))
 
     def _submit(self, posting: Posting) -> asyncio.Future[Posted]:
         return self._writers[self._store.server_of(posting.user_id)].submit(posting)
@@ -203,7 +214,7 @@ class Desk:
         """
         refusals = await self._refusals({(c.match_id, c.outcome) for c in commands if isinstance(c, BulkBet)})
         found: list[Posted | Cancelled | Exception] = []
-        posts: list[tuple[int, asyncio.Future[Posted]]] = []
+        posts: list[tuple[int, Posting, asyncio.Future[Posted]]] = []
         cancels: dict[int, list[tuple[int, BulkCancel]]] = {}
         for number, command in enumerate(commands):
             found.append(_PENDING)
@@ -215,13 +226,17 @@ class Desk:
                 if isinstance(command, BulkCancel):
                     cancels.setdefault(command.user_id, []).append((number, command))
                 else:
-                    posts.append((number, self._submit(self._posting(command, refusals))))
+                    posting = self._posting(command, refusals)
+                    posts.append((number, posting, self._submit(posting)))
             except LedgerError as error:
                 found[number] = error
         cancelling = asyncio.gather(*(self._cancel_each(turn, found) for turn in _turns(cancels, CANCELS_AT_ONCE)))
-        for number, post in posts:
+        for number, posting, post in posts:
             try:
-                found[number] = await post
+                try:
+                    found[number] = await post
+                except ShardNotHere:
+                    found[number] = await self._post_elsewhere(posting)
             except LedgerError as error:
                 found[number] = error
         await cancelling

@@ -9,9 +9,12 @@
     │   ├── QueueFull
     │   ├── DeadlineExceeded
     │   ├── Draining
-    │   └── ServerUnavailable     connection refused or never made
+    │   ├── ServerUnavailable     connection refused or never made
+    │   └── ShardNotHere          the wallet's shard is being moved, or is on another server by now
     ├── NotPosted                 definite   the database rolled it back: 503, x-admitted: 0
     ├── PayoutsPaused             definite   the payouts of this server wait until an operator resumes them
+    ├── shards.MoveRefused        definite   the shard was not moved; it is where it was
+    ├── shards.MoveUnfinished     definite   the move stopped half way; the command is to be repeated
     ├── settler.PaymentRefused    definite   the ledger refused an entry of a settlement: people have to look
     ├── settler.SettlementTaken   definite   another settler moved the settlement on
     └── UnknownOutcome            NOT definite   it may or may not have been posted: 504
@@ -76,6 +79,10 @@ class Draining(NotAdmitted):
 
 class ServerUnavailable(NotAdmitted):
     """No connection to the wallet's server could be made."""
+
+
+class ShardNotHere(NotAdmitted):
+    """The server asked does not hold the wallet's shard now: it is being moved, or was."""
 
 
 class NotPosted(LedgerError):

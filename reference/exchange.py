@@ -10,7 +10,6 @@ import asyncpg
 
 from reference.commands import CreateMatch, MatchState, Outcome, ResettleMatch
 from reference.errors import LedgerError
-from reference.routing import shard_of
 from reference.store import Store
 
 FRESH_S = 1.0
@@ -111,7 +110,7 @@ async def advances(store: Store, user_id: int) -> list[asyncpg.Record]:
 
     Amounts are minor units; at most ADVANCES_MAX bets.
     """
-    return await store.fetch(store.server_of(user_id), "advances", shard_of(user_id), user_id, ADVANCES_MAX)
+    return await store.wallet_rows(user_id, "advances", ADVANCES_MAX)
 
 
 async def cancel_bet(store: Store, match_id: UUID, bet_id: UUID, user_id: int, key: str) -> asyncpg.Record:

@@ -11,7 +11,7 @@ import secrets
 import asyncpg
 
 from reference.bus import create_topics
-from reference.config import ROLES, ServerConfig, ServiceConfig
+from reference.config import ROLES, ServiceConfig
 from reference.routing import shards_of_server
 from reference.sql import load_sql
 from reference.store import connect
@@ -37,7 +37,7 @@ async def install_server(config: ServiceConfig, index: int, superuser: str, pass
     owner = await connect(server, superuser, password, statement_timeout_ms=INSTALL_TIMEOUT_MS)
     try:
         if not await owner.fetchval("SELECT to_regclass('server_identity') IS NOT NULL"):
-            await _create_schema(owner, server, shards_of_server(config.routing, index))
+            await _create_schema(owner, config, index)
     finally:
         await owner.close()
 
@@ -66,11 +66,14 @@ def scram_verifier(password: str, salt: bytes | None = None) -> str:
     return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{texts[0]}${texts[1]}:{texts[2]}"
 
 
-async def _create_schema(connection: asyncpg.Connection, server: ServerConfig, shards: list[int]) -> None:
+async def _create_schema(connection: asyncpg.Connection, config: ServiceConfig, index: int) -> None:
     schema, functions, reconciliation = load_sql("schema"), load_sql("functions"), load_sql("reconciliation")
+    server, shards = config.servers[index], shards_of_server(config.routing, index)
     async with connection.transaction():
         await connection.execute(schema["schema"])
         await connection.execute("INSERT INTO server_identity (server_name) VALUES ($1)", server.name)
+        routes = [(shard, config.servers[holder].name, holder == index) for shard, holder in enumerate(config.routing)]
+        await connection.executemany("INSERT INTO shard_routes (shard, server_name, here) VALUES ($1, $2, $3)", routes)
         for shard in shards:
             await connection.execute(schema["partition"].replace("{shard}", str(shard)))
         await connection.execute(reconciliation["schema"])

@@ -43,6 +43,9 @@ OUTBOX_UNPUBLISHED = Gauge(
 )
 EVENTS_PUBLISHED = Counter("events_published_total", "Events acknowledged by Kafka", ["server"], registry=REGISTRY)
 
+SHARD_WAITS = Counter(
+    "shard_waits_total", "Calls that found their shard being moved and waited for it", registry=REGISTRY
+)
 PROJECTION_AGE = Gauge(
     "projection_age_seconds", "Age of the moment up to which the projection is complete", ["server"], registry=REGISTRY
 )

@@ -24,8 +24,7 @@ from reference.bus import Consumer, Headers, Message, Place, Poison, Publisher
 from reference.cache import Balance, Cache
 from reference.commands import BALANCE_TOPIC, TOPIC_OF, EventType
 from reference.config import ServiceConfig
-from reference.errors import LedgerError
-from reference.routing import shard_of
+from reference.errors import LedgerError, ShardNotHere
 from reference.service import always_ready, run_worker
 from reference.store import Store
 from reference.tracing import Tracing
@@ -103,6 +102,8 @@ class _Side:
     broken: bool = True
     """The cache may hold a value that should have been replaced: it needs a new epoch."""
     broker_losses: int = 0
+    settling: dict[Place, int] = field(default_factory=dict)
+    """After a shard has moved: the positions up to which its events may wait in the lane of another server."""
 
 
 class Projector:
@@ -119,7 +120,7 @@ class Projector:
 
     def lane_of(self, message: Message) -> int:
         """Return the server whose projection the event belongs to."""
-        return self._store.config.routing[shard_of(int(message.payload["user_id"]))]
+        return self._store.server_of(int(message.payload["user_id"]))
 
     async def handle(self, server: int, messages: list[Message]) -> None:
         """Apply the events of one server: projection first, then the cache, then the stream of updates.
@@ -127,7 +128,18 @@ class Projector:
         Raises LedgerError if the projection cannot be written, KafkaException if the updates are not acknowledged;
         a failure of the cache is no failure.
         """
-        heads = newest(messages)
+        # One server, but for shards that were moved since the messages came: they go to their new one.
+        by_server: dict[int, dict[int, Balance]] = {}
+        for user_id, head in newest(messages).items():
+            by_server.setdefault(self._store.server_of(user_id), {})[user_id] = head
+        for holder, heads in by_server.items():
+            try:
+                await self._apply(holder, heads)
+            except ShardNotHere:
+                self._store.learn_routes()
+                raise
+
+    async def _apply(self, server: int, heads: Mapping[int, Balance]) -> None:
         async with self._sides[server].busy:
             since = time.monotonic()
             epoch = await self._epoch(server)
@@ -203,8 +215,18 @@ class Projector:
             # Positions that were ahead of a broker that begins anew say nothing about what it holds now.
             await consumer.check_positions()
             side.broker_losses = relay["broker_losses"]
+        if relay["held"] != self._store.routes.shards_of(server):
+            # Events of a shard that has moved here may wait in another lane, where they went before that was known.
+            side.settling = consumer.positions()
+            await self._store.refresh_routes()
         # No await from here to the claims: what is applied, and whether its writes to Redis succeeded, belong together.
         applied = consumer.applied(server)
+        if side.settling:
+            everywhere = consumer.applied(None)
+            if all(everywhere.get(place, upto) >= upto for place, upto in side.settling.items()):
+                side.settling = {}
+            else:
+                applied = everywhere
         epoch = None if side.broken or side.vouched_assignments != consumer.assignments else side.epoch
         complete = claims(msgspec.json.decode(relay["offsets"]), relay["complete_at_ms"], applied)
         text = _encode(complete).decode()

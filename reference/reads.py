@@ -30,7 +30,7 @@ from reference.balance_reader import BalanceReader
 from reference.cache import Cache
 from reference.commands import BetState, Side
 from reference.cursor import encode_cursor
-from reference.routing import shard_of
+from reference.errors import InvalidCommand, LedgerError
 from reference.store import Store
 
 ENTRIES_PAGE_MAX = 1000
@@ -79,11 +79,17 @@ class Reads:
         await self._balances.close()
 
     async def balance_as_of(self, user_id: int, at_ms: int) -> BalanceView | None:
-        """Return the balance a wallet had at a moment (Unix milliseconds); None if it had no entry then."""
-        row = await self._store.fetchrow(
-            self._store.server_of(user_id), "balance_as_of", shard_of(user_id), user_id, at_ms
-        )
+        """Return the balance after the last entry whose `created_at_ms` is at most `at_ms` (Unix milliseconds).
+
+        A wallet had balance 0 at seq 0 before its first entry. None: the wallet has no entry at all. Raises
+        InvalidCommand for a time that has not come yet by the wallet's server: its answer would still change.
+        """
+        row = await self._store.wallet_row(user_id, "as_of", at_ms)
         if row is None:
+            raise LedgerError("as_of returned no row")
+        if at_ms > row["now_ms"]:
+            raise InvalidCommand("as_of", f"{at_ms} is in the future; it is {row['now_ms']} on the wallet's server")
+        if row["first_seq"] is None:
             return None
         return BalanceView(
             user_id,
@@ -91,7 +97,7 @@ class Reads:
             row["seq"],
             "ledger",
             stale=False,
-            updated_at_ms=row["updated_at_ms"],
+            updated_at_ms=row["updated_at_ms"] or 0,
             as_of_ms=at_ms,
         )
 
@@ -107,7 +113,7 @@ class Reads:
 
     async def bet(self, user_id: int, bet_id: UUID) -> BetView | None:
         """Return a bet with its state in the order book; None if the wallet has no such bet."""
-        row = await self._store.fetchrow(self._store.server_of(user_id), "bet", shard_of(user_id), user_id, bet_id)
+        row = await self._store.wallet_row(user_id, "bet", bet_id)
         if row is None:
             return None
         orders = await self._orders({bet_id: row["match_id"]})
@@ -139,7 +145,9 @@ class Reads:
 
     async def stats(self, user_id: int) -> StatsView | None:
         """Return sums over a wallet's entries, STATS_ENTRIES_MAX new ones a call at most; None if it has none."""
-        row = await self._store.fetchrow(self._store.server_of(user_id), "statistics", user_id, STATS_ENTRIES_MAX)
+        row = await self._store.at_wallet(
+            user_id, lambda server: self._store.fetchrow(server, "statistics", user_id, STATS_ENTRIES_MAX)
+        )
         if row is None or row["seq"] == 0:
             return None
         newest = await self._of_wallet(user_id, "bets_page", LAST_UUID, OPEN_BETS_MAX)
@@ -220,7 +228,7 @@ class Reads:
         return view
 
     async def _of_wallet(self, user_id: int, query: str, *args: object) -> list[asyncpg.Record]:
-        return await self._store.fetch(self._store.server_of(user_id), query, shard_of(user_id), user_id, *args)
+        return await self._store.wallet_rows(user_id, query, *args)
 
 
 def _entries(rows: Sequence[asyncpg.Record], limit: int, kind: str) -> EntriesView:

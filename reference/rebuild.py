@@ -15,9 +15,8 @@ from reference.bus import Publisher, Record
 from reference.cache import Cache
 from reference.commands import TOPIC_OF
 from reference.config import ServiceConfig
-from reference.errors import LedgerError, NotPosted
+from reference.errors import LedgerError, NotPosted, ShardNotHere
 from reference.relay import record_of
-from reference.routing import shards_of_server
 from reference.store import Store
 
 PAGE_WALLETS = 1_000
@@ -68,14 +67,19 @@ async def _rebuild_server(
 ) -> Rebuilt:
     done = Rebuilt(store.config.servers[server].name)
     began = time.monotonic()
-    shards = shards_of_server(store.config.routing, server)
+    held = await store.fetch(server, "routes")
+    shards = [row["shard"] for row in held if row["here"]]
     await store.fetch(server, "begin_rebuild", shards, from_zero, restart)
     unfinished = await store.fetch(server, "rebuilds", shards)
     done.resumed = len(unfinished) < len(shards) or any(row["after_user"] for row in unfinished)
     for row in unfinished:
         last = False
         while not last:
-            page = await _page(store, server, row["shard"])
+            try:
+                page = await _page(store, server, row["shard"])
+            except ShardNotHere:
+                # It has moved meanwhile, with its projection: it is its new server's to rebuild.
+                break
             last = page["last"]
             done.wallets += page["rebuilt"]
             done.wrong += page["wrong_rows"]

@@ -10,6 +10,12 @@ SHARDS = 100
 """Number of logical shards. The seed's constant: it is part of every stored row, so it never changes."""
 
 
+NOT_HERE = "NOT_HERE"
+"""Status of a posting that nothing happened to: its shard is being moved, or is on another server. No Outcome."""
+SHARD_NOT_HERE = "LP002"
+"""SQLSTATE of a read of a wallet whose shard the server does not hold."""
+
+
 def shard_of(user_id: int) -> int:
     """Return the logical shard, 0 … 99, of a wallet (the seed's `getShardKey`)."""
     return user_id % SHARDS

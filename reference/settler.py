@@ -26,9 +26,10 @@ from reference import metrics
 from reference.bus import Consumer, Message, Poison
 from reference.commands import MAX_USER_ID, TOPIC_OF, EventType, Outcome
 from reference.config import ServiceConfig
-from reference.errors import LedgerError
+from reference.errors import LedgerError, ShardNotHere
 from reference.matcher import RESERVE_MAX, order_of
 from reference.orderbook import Order
+from reference.routing import NOT_HERE
 from reference.service import STOP_WITHIN_S, always_ready, run_worker
 from reference.settlement import (
     Correction,
@@ -141,6 +142,8 @@ async def _on_each_server(
         *(on_server(server, mine) for server, mine in by_server.items()), return_exceptions=True
     )
     for result in results:
+        if isinstance(result, ShardNotHere):
+            store.learn_routes()
         if isinstance(result, BaseException):
             raise result
     return sum(result for result in results if isinstance(result, int))
@@ -166,6 +169,8 @@ async def _post(
     ]
     rows = await post_entries(connection, post_sql, CREATED_BY, postings)
     for posting, row in zip(postings, rows, strict=True):
+        if row["status"] == NOT_HERE:
+            raise ShardNotHere(f"the shard of wallet {posting.user_id} is being moved, or was")
         if row["status"] not in (Outcome.ACCEPTED, Outcome.REPLAYED):
             raise PaymentRefused(f"{posting.key}: {row['status']}")
     return sum(row["status"] == Outcome.ACCEPTED for row in rows)

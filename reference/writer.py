@@ -22,8 +22,10 @@ from reference.errors import (
     LedgerError,
     QueueFull,
     ServerUnavailable,
+    ShardNotHere,
     UnknownOutcome,
 )
+from reference.routing import NOT_HERE
 from reference.store import Store, meaning_of
 from reference.tracing import Tracing, is_sampled
 
@@ -105,7 +107,8 @@ async def post_entries(
 ) -> list[asyncpg.Record]:
     """Post one batch in one transaction and return one row a posting, in order.
 
-    Rows carry `status` (ACCEPTED, REPLAYED or a refusal), `entry_seq`, `entry_balance`. Driver errors pass through.
+    Rows carry `status` (ACCEPTED, REPLAYED, a refusal or NOT_HERE), `entry_seq`, `entry_balance`. Driver errors
+    pass through.
     """
     rows = await connection.fetch(post_sql, *arguments(created_by, postings))
     metrics.LEDGER_ENTRIES.inc(sum(row["status"] == "ACCEPTED" for row in rows))
@@ -299,6 +302,8 @@ class Writer:
         for waiting, row in zip(batch, rows, strict=True):
             if row["status"] == Outcome.REPLAYED:
                 replays.append(waiting)
+            elif row["status"] == NOT_HERE:
+                _fail(waiting, ShardNotHere(f"the shard of wallet {waiting.posting.user_id} is not on {self._name}"))
             elif not waiting.future.done():
                 waiting.future.set_result(
                     Posted(
@@ -343,6 +348,9 @@ class Writer:
             return
         for row in rows:
             waiting = replays[row["answer_no"] - 1]
+            if row["outcome"] == NOT_HERE:
+                _fail(waiting, ShardNotHere(f"the shard of wallet {waiting.posting.user_id} has left {self._name}"))
+                continue
             differs = difference(waiting.posting.command, row["command"])
             if not waiting.future.done():
                 waiting.future.set_result(

@@ -36,6 +36,20 @@ class Fault(msgspec.Struct):
         return f"{self.kind} {self.target}" if self.target else self.kind
 
 
+class ShardMove(msgspec.Struct):
+    """One shard that was moved to another server during the load."""
+
+    shard: int | None = None
+    source: str | None = None
+    target: str | None = None
+    began_at: float | None = None
+    total_ms: float | None = None
+    freeze_ms: float | None = None
+    entries: int | None = None
+    bets: int | None = None
+    frozen_rows: int | None = None
+
+
 class Sla(msgspec.Struct):
     """One service level: `met` is None for a metric that is only reported."""
 
@@ -108,6 +122,7 @@ class Verdict(msgspec.Struct):
     witnesses: list[Witness] = []
     sometimes: dict[str, int] = {}
     faults: list[Fault] = []
+    shard_moves: list[ShardMove] = []
     sla: list[Sla] = []
     operations: list[Operation] = []
     generator: Generator | None = None

@@ -58,6 +58,7 @@ class Page:
     broken: bool
     sla: Table | None
     faults: Table | None
+    shard_moves: Table | None
     phases: Table | None
     interruptions: Table | None
     anomalies: Table | None
@@ -119,6 +120,7 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
         broken=broken,
         sla=tables.sla(verdict),
         faults=tables.faults(verdict),
+        shard_moves=tables.shard_moves(verdict),
         phases=tables.phases(clock),
         interruptions=tables.interruptions(run),
         anomalies=tables.anomalies(verdict),

@@ -170,6 +170,38 @@ def faults(verdict: Verdict) -> Table | None:
     )
 
 
+def shard_moves(verdict: Verdict) -> Table | None:
+    """Return the shards that were moved during the load, and how long their wallets waited."""
+    return make_table(
+        "Shards moved to another server under load",
+        [
+            Column("Shard", "keep"),
+            Column("From", "keep"),
+            Column("To", "keep"),
+            Column("Began", "num"),
+            Column("Took ms", "num"),
+            Column("Frozen ms", "num"),
+            Column("Entries", "num"),
+            Column("Bets", "num"),
+            Column("Rows copied while frozen", "num"),
+        ],
+        (
+            [
+                Cell(str(move.shard), "strong"),
+                move.source or NONE,
+                move.target or NONE,
+                seconds(move.began_at),
+                number(move.total_ms, 0),
+                number(move.freeze_ms, 0),
+                number(move.entries, 0),
+                number(move.bets, 0),
+                number(move.frozen_rows, 0),
+            ]
+            for move in verdict.shard_moves[:MAX_FAULTS]
+        ),
+    )
+
+
 def interruptions(run: RunFolder) -> Table | None:
     """Return the processes that did not answer although no fault was aimed at them."""
     found = tallies.interruptions(run)

@@ -155,13 +155,14 @@ def a31_wrong_shard(run: Run) -> Found:
     """A31 wrong shard: rows of one wallet or match on two servers, or not on the server the routing names.
 
     Ledger, bets, refusals and projection by user_id % 100; matches, orders and fills by the hash of the match
-    id. A stored `shard` that is not user_id % 100 counts too.
+    id. A stored `shard` that is not user_id % 100 counts too, and so does a shard that is not held by exactly
+    one server, the one that every route of the highest epoch names.
     """
     routes = pl.DataFrame(
         {"right_shard": list(run.server_of_shard), "right_server": list(run.server_of_shard.values())},
         schema={"right_shard": pl.Int64, "right_server": pl.String},
     )
-    total = NOTHING
+    total = _owners(run)
     for name in ("ledger", "bets", "refusals", "projection"):
         places = (
             run.table(name).group_by("server", "shard", pl.col("user_id").alias("user")).agg(pl.len().alias("rows"))
@@ -197,6 +198,24 @@ def a31_wrong_shard(run: Run) -> Found:
             ),
         )
     return total
+
+
+def _owners(run: Run) -> Found:
+    """Find the shards that are not held by exactly one server, or by another than the newest route names."""
+    table = run.table("routes")
+    newest = table.sort("epoch", "here").group_by("shard", maintain_order=True).agg(pl.col("server_name").last())
+    claims = table.filter(pl.col("here")).group_by("shard").agg(pl.col("server").sort().alias("holders"))
+    shards = pl.DataFrame({"shard": range(SHARDS)}, schema={"shard": pl.Int64})
+    rows = shards.join(claims, on="shard", how="left").join(newest, on="shard", how="left")
+    sole = (pl.col("holders").list.len() == 1) & (pl.col("holders").list.first() == pl.col("server_name"))
+    return found(
+        "A31",
+        rows.filter(~sole.fill_null(False)).sort("shard"),
+        lambda row: (
+            f"shard {row['shard']} is held by {', '.join(row['holders'] or ['no server'])}; it is to be on"
+            f" {row['server_name']}"
+        ),
+    )
 
 
 def a33_rewritten(run: Run) -> Found:

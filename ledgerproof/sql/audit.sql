@@ -58,6 +58,9 @@ SELECT match_id, fill_no, outcome, back_bet_id, back_user, lay_bet_id, lay_user,
        extract(epoch FROM filled_at) AS filled_at
   FROM fills
 
+-- name: routes
+SELECT shard, server_name, epoch, here::text AS here FROM shard_routes
+
 -- name: cancels
 SELECT user_id, idempotent_key, bet_id, match_id, outcome, cancelled_stake, refund, waiting::text AS waiting,
        extract(epoch FROM created_at) AS created_at

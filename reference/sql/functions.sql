@@ -3,8 +3,9 @@
 
 -- name: functions
 -- Post a batch of commands, all of wallets this server holds, in one transaction. Arrays run in parallel, one
--- element a command. Returns one row a command: its status (ACCEPTED, REPLAYED or a refusal) and, when accepted,
--- the entry's seq and the balance after it. The caller never puts one (user, key) twice into one batch.
+-- element a command. Returns one row a command: its status (ACCEPTED, REPLAYED, a refusal, or NOT_HERE for a wallet
+-- whose shard is being moved or is on another server: nothing happened to it) and, when accepted, the entry's seq and
+-- the balance after it. The caller never puts one (user, key) twice into one batch.
 --
 -- Keys are hardly ever repeated, so an accepted command's key is not looked up: the unique key refuses a repeated
 -- one, and the batch is then decided once more with every key looked up. A refusal needs the look-up at once,
@@ -43,6 +44,9 @@ DECLARE
     slot         integer;
     one_seq      bigint;
     one_balance  bigint;
+    shards       integer[];
+    held         integer[];
+    elsewhere    boolean;
     replayed     boolean;
     status_now   text;
     accepted     integer;
@@ -53,6 +57,14 @@ BEGIN
     IF session_user = 'ledger_settler' THEN
         PERFORM payouts_open();
     END IF;
+
+    -- A shard that is being moved is locked by its mover, and one that was moved is not here: its commands are not
+    -- decided, not even refused, and their status is NOT_HERE. Neither lock waits, so that no other wallet does. The
+    -- second statement begins under the locks: it sees a move that ended just before.
+    shards := ARRAY(SELECT DISTINCT (u % 100)::integer FROM unnest(p_user) AS u);
+    held := ARRAY(SELECT s FROM unnest(shards) AS s WHERE pg_try_advisory_xact_lock_shared(9, s));
+    held := ARRAY(SELECT r.shard::integer FROM shard_routes r WHERE r.here AND r.shard = ANY (held));
+    elsewhere := cardinality(held) < cardinality(shards);
 
     -- Lock the wallets in ascending order, so that no two batches can wait for each other.
     IF commands = 1 THEN
@@ -88,6 +100,10 @@ BEGIN
         refused := 0;
         FOR i IN 1 .. commands LOOP
             slot := array_position(wallets, p_user[i]);
+            IF elsewhere AND NOT (p_user[i] % 100)::integer = ANY (held) THEN
+                statuses[i] := 'NOT_HERE';
+                CONTINUE;
+            END IF;
             status_now := CASE WHEN known[i] THEN 'REPLAYED'
                                WHEN p_refusal[i] IS NOT NULL THEN p_refusal[i]
                                WHEN head_balance[slot] + p_amount[i] < 0 THEN 'INSUFFICIENT_FUNDS'
@@ -172,7 +188,7 @@ BEGIN
         INSERT INTO refusals (shard, user_id, idempotent_key, outcome, command, created_at)
         SELECT (c.user_id % 100)::smallint, c.user_id, c.key, c.status, c.command::jsonb, posted_at
           FROM unnest(p_user, p_key, statuses, p_command) AS c (user_id, key, status, command)
-         WHERE c.status NOT IN ('ACCEPTED', 'REPLAYED');
+         WHERE c.status NOT IN ('ACCEPTED', 'REPLAYED', 'NOT_HERE');
     END IF;
     RETURN QUERY SELECT c.no::integer, c.status, c.seq, c.balance
                    FROM unnest(statuses, seqs, balances) WITH ORDINALITY AS c (status, seq, balance, no);
@@ -191,11 +207,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, public AS $$
       FROM unnest(p_user, p_key) WITH ORDINALITY AS c (user_id, key, no)
 $$;
 
--- What was answered under keys that were seen before: the entry and its bet, or the refusal.
+-- What was answered under keys that were seen before: the entry and its bet, or the refusal; NOT_HERE if the wallet
+-- moved away in between.
 CREATE FUNCTION ledger_answers(p_user bigint[], p_key text[])
 RETURNS TABLE (answer_no integer, outcome text, entry_seq bigint, entry_balance bigint, bet uuid, command jsonb)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
-    SELECT c.no::integer, coalesce(r.outcome, 'ACCEPTED'), l.seq, l.balance_snapshot, l.bet_id,
+    SELECT c.no::integer, coalesce(r.outcome, CASE WHEN l.seq IS NULL THEN 'NOT_HERE' ELSE 'ACCEPTED' END), l.seq, l.balance_snapshot, l.bet_id,
            CASE WHEN r.outcome IS NOT NULL THEN r.command
                 WHEN b.bet_id IS NOT NULL THEN jsonb_build_object('op', 'bet', 'match_id', b.match_id,
                     'outcome', b.outcome, 'side', b.side, 'odds', b.odds, 'stake_minor', b.stake)
@@ -209,6 +226,113 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
       LEFT JOIN refusals r
         ON r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id AND r.idempotent_key = c.key
 $$;
+
+-- True, or the error LP002: a read of a wallet whose shard is not here must not look like a wallet without entries.
+-- It stands first in the WHERE of every such read; being STABLE, it is asked once, before a row is looked for.
+CREATE FUNCTION shard_here(p_shard smallint) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM shard_routes r WHERE r.shard = p_shard AND r.here) THEN
+        RAISE EXCEPTION 'shard % is not on this server', p_shard USING ERRCODE = 'LP002';
+    END IF;
+    RETURN true;
+END $$;
+
+-- The same for a batch of wallets.
+CREATE FUNCTION shards_here(p_user bigint[]) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public AS $$
+DECLARE
+    missing bigint;
+BEGIN
+    SELECT u % 100 INTO missing FROM unnest(p_user) AS u
+     WHERE NOT EXISTS (SELECT FROM shard_routes r WHERE r.shard = u % 100 AND r.here) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'shard % is not on this server', missing USING ERRCODE = 'LP002';
+    END IF;
+    RETURN true;
+END $$;
+
+-- Keep the shards of these wallets here until the transaction ends, or the error LP002. Never waits.
+CREATE FUNCTION shards_hold(p_user bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
+BEGIN
+    PERFORM FROM (SELECT DISTINCT (u % 100)::integer AS shard FROM unnest(p_user) AS u) s
+      WHERE NOT pg_try_advisory_xact_lock_shared(9, s.shard);
+    IF FOUND THEN
+        RAISE EXCEPTION 'a shard is being moved' USING ERRCODE = 'LP002';
+    END IF;
+    PERFORM shards_here(p_user);
+END $$;
+
+-- Take a shard over whose complete copy waits here for this very epoch. The caller has seen that the old server gave
+-- it up: its row names this server and this epoch, and only the transaction that gave it up wrote that. Whoever sees
+-- it may call, so that a mover killed at that moment keeps no wallet waiting. Returns whether the shard is here now.
+CREATE FUNCTION shard_accept(p_shard smallint, p_epoch bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+DECLARE
+    r shard_routes;
+BEGIN
+    -- In this order everywhere: the table before the row.
+    LOCK TABLE wallet_ledger IN SHARE UPDATE EXCLUSIVE MODE;
+    SELECT * INTO r FROM shard_routes WHERE shard = p_shard FOR UPDATE;
+    IF r.prepared IS DISTINCT FROM p_epoch THEN
+        RETURN r.here AND r.epoch >= p_epoch;
+    END IF;
+    EXECUTE format('ALTER TABLE wallet_ledger ATTACH PARTITION wallet_ledger_%s FOR VALUES IN (%s)', p_shard, p_shard);
+    UPDATE shard_routes SET server_name = (SELECT i.server_name FROM server_identity i), epoch = p_epoch, here = true,
+                            prepared = NULL, changed_at = clock_timestamp()
+     WHERE shard = p_shard;
+    RETURN true;
+END $$;
+
+-- The balance after the last entry that was written at a time or before it, by the milliseconds that every view shows.
+-- Within a wallet created_at never falls as seq grows (it is read under the wallet's lock), so the entry is found by
+-- halving: some twenty looks into the primary key of a wallet with a million entries, and no index of its own.
+-- An entry that is being written now may bear an earlier time than its commit. Near the present the wallet's lock is
+-- therefore waited for; what is answered for a time that has passed never changes afterwards.
+CREATE FUNCTION wallet_as_of(p_shard smallint, p_user bigint, p_at_ms bigint)
+RETURNS TABLE (now_ms bigint, first_seq bigint, seq bigint, balance bigint, updated_at_ms bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, public AS $$
+DECLARE
+    low   bigint := 0;
+    high  bigint;
+    half  bigint;
+    at_ms bigint;
+BEGIN
+    PERFORM shard_here(p_shard);
+    IF p_at_ms > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - 60000 THEN
+        PERFORM pg_advisory_xact_lock_shared(p_user);
+        -- The shard may have been given up while this waited.
+        PERFORM shard_here(p_shard);
+    END IF;
+    now_ms := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+    -- In the order of the primary key and limited: without statistics a plain condition might take another index of
+    -- the wallet, and read all of it.
+    SELECT l.seq INTO first_seq
+      FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id = p_user ORDER BY l.seq LIMIT 1;
+    SELECT l.seq INTO high
+      FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id = p_user ORDER BY l.seq DESC LIMIT 1;
+    seq := 0;
+    balance := 0;
+    WHILE low < coalesce(high, 0) LOOP
+        half := (low + high + 1) / 2;
+        SELECT (extract(epoch FROM l.created_at) * 1000)::bigint INTO at_ms
+          FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id = p_user AND l.seq <= half
+         ORDER BY l.seq DESC LIMIT 1;
+        IF at_ms <= p_at_ms THEN
+            low := half;
+        ELSE
+            high := half - 1;
+        END IF;
+    END LOOP;
+    IF low > 0 THEN
+        SELECT l.seq, l.balance_snapshot, (extract(epoch FROM l.created_at) * 1000)::bigint
+          INTO seq, balance, updated_at_ms
+          FROM wallet_ledger l WHERE l.shard = p_shard AND l.user_id = p_user AND l.seq <= low
+         ORDER BY l.seq DESC LIMIT 1;
+    END IF;
+    RETURN NEXT;
+END $$;
 
 -- Create a match. Status ACCEPTED, REPLAYED (same terms) or REPLAYED_DIFFERENTLY with the field that differs.
 CREATE FUNCTION match_create(p_match uuid, p_outcomes text[], p_closes_at timestamptz)
@@ -347,6 +471,7 @@ CREATE FUNCTION ledger_lock(p_user bigint[], p_bet uuid[], p_version smallint)
 RETURNS TABLE (correction_no integer, posted boolean, owed bigint, balance bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
 BEGIN
+    PERFORM shards_hold(p_user);
     PERFORM pg_advisory_xact_lock(w.u) FROM (SELECT DISTINCT u FROM unnest(p_user) AS u ORDER BY u) AS w;
 
     -- Only a statement begun after the locks were granted sees what the previous holders committed.
@@ -434,6 +559,7 @@ DECLARE
     placed  record;
     refused record;
 BEGIN
+    PERFORM shards_hold(ARRAY[p_user]);
     PERFORM pg_advisory_xact_lock(p_user);
     SELECT l.bet_id, l.match_id, b.bet_id IS NOT NULL AS is_bet INTO placed
       FROM wallet_ledger l
@@ -470,6 +596,7 @@ DECLARE
     fresh  wallet_stats;
     shard_ smallint := (p_user % 100)::smallint;
 BEGIN
+    PERFORM shard_here(shard_);
     SELECT * INTO known FROM wallet_stats w WHERE w.shard = shard_ AND w.user_id = p_user;
     IF NOT FOUND THEN
         known := ROW(shard_, p_user, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)::wallet_stats;
@@ -521,6 +648,7 @@ DECLARE
     users bigint[];
     upto  bigint;
 BEGIN
+    PERFORM shard_here(p_shard);
     -- Two rebuilds of one shard take turns.
     SELECT * INTO STRICT r FROM projection_rebuilds b WHERE b.shard = p_shard FOR UPDATE;
     -- From wallet to wallet along the primary key: a wallet costs the same whether it has one entry or a million.
@@ -578,6 +706,10 @@ GRANT SELECT ON wallet_ledger, bets, refusals, matches, orders, settlements, wal
 GRANT EXECUTE ON FUNCTION ledger_post, ledger_answers, match_create, match_transition, match_resettle, bet_cancel
     TO ledger_api;
 GRANT EXECUTE ON FUNCTION bet_rollback, wallet_statistics TO ledger_api;
+GRANT SELECT ON shard_routes TO ledger_api, ledger_relay, ledger_matcher, ledger_settler, ledger_projector,
+    ledger_reconciler;
+GRANT EXECUTE ON FUNCTION shard_here, shards_here TO ledger_api, ledger_settler, ledger_projector, ledger_auditor;
+GRANT EXECUTE ON FUNCTION shard_accept, wallet_as_of TO ledger_api;
 GRANT SELECT, UPDATE (published_to_kafka, published_at) ON events TO ledger_relay;
 GRANT SELECT, UPDATE (complete_at_ms, offsets, broker_losses) ON relay_progress TO ledger_relay;
 GRANT SELECT, UPDATE ON matches, orders, cancels TO ledger_matcher;

@@ -1,4 +1,13 @@
--- Queries of the API, relay and projector.
+-- Queries of the API, relay and projector. A read of a wallet asks shard_here: the error LP002 of a server that does
+-- not hold the shard sends the reader to the one that does. From a plain table that is the first term of WHERE. From
+-- wallet_ledger it must be a row of its own that the rest depends on: where there is no partition to read, nothing
+-- of the WHERE is ever looked at, and a wallet that is elsewhere would look like one without entries.
+
+-- name: routes
+SELECT shard, server_name, epoch, here FROM shard_routes
+
+-- name: accept_shard
+SELECT shard_accept($1, $2)
 
 -- name: post
 SELECT command_no, status, entry_seq, entry_balance
@@ -19,15 +28,18 @@ SELECT status, state, field, version FROM match_resettle($1, $2, $3, $4)
 -- name: advances
 -- What the house has advanced on each bet of a wallet and not got back. A bet that owes has nothing else with the
 -- house: its commission was given back before anything was advanced.
-SELECT l.match_id, l.bet_id, sum(l.amount)::bigint AS owed
-  FROM wallet_ledger l
-  JOIN (SELECT DISTINCT a.bet_id FROM wallet_ledger a
-         WHERE a.shard = $1 AND a.user_id = $2 AND a.contra = 'HOUSE' AND a.type = 'CREDIT') advanced USING (bet_id)
- WHERE l.shard = $1 AND l.contra = 'HOUSE' AND l.settlement_version IS NOT NULL
- GROUP BY l.match_id, l.bet_id
-HAVING sum(l.amount) > 0
- ORDER BY l.bet_id
- LIMIT $3
+SELECT owing.*
+  FROM (SELECT shard_here($1) AS here OFFSET 0) asked
+ CROSS JOIN LATERAL (
+     SELECT l.match_id, l.bet_id, sum(l.amount)::bigint AS owed
+       FROM wallet_ledger l
+       JOIN (SELECT DISTINCT a.bet_id FROM wallet_ledger a
+              WHERE a.shard = $1 AND a.user_id = $2 AND a.contra = 'HOUSE' AND a.type = 'CREDIT') advanced USING (bet_id)
+      WHERE asked.here AND l.shard = $1 AND l.contra = 'HOUSE' AND l.settlement_version IS NOT NULL
+      GROUP BY l.match_id, l.bet_id
+     HAVING sum(l.amount) > 0
+      ORDER BY l.bet_id
+      LIMIT $3) owing
 
 -- name: cancel_bet
 SELECT status, bet, cancelled_stake, refund FROM bet_cancel($1, $2, $3, $4)
@@ -41,7 +53,7 @@ SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint 
 
 -- name: bet
 SELECT match_id, outcome, side, odds, stake, reserve, (extract(epoch FROM placed_at) * 1000)::bigint AS placed_at_ms
-  FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id = $3
+  FROM bets WHERE shard_here($1) AND shard = $1 AND user_id = $2 AND bet_id = $3
 
 -- name: rollback
 SELECT status, bet, match FROM bet_rollback($1, $2)
@@ -50,7 +62,7 @@ SELECT status, bet, match FROM bet_rollback($1, $2)
 -- Newest first: a bet's id begins with the time it was placed.
 SELECT bet_id, match_id, outcome, side, odds, stake, reserve,
        (extract(epoch FROM placed_at) * 1000)::bigint AS placed_at_ms
-  FROM bets WHERE shard = $1 AND user_id = $2 AND bet_id < $3 ORDER BY bet_id DESC LIMIT $4
+  FROM bets WHERE shard_here($1) AND shard = $1 AND user_id = $2 AND bet_id < $3 ORDER BY bet_id DESC LIMIT $4
 
 -- name: orders_of_bets
 SELECT bet_id, state, matched_stake, cancelled_stake FROM orders WHERE bet_id = ANY ($1::uuid[])
@@ -96,32 +108,36 @@ SELECT m.match_id, m.outcomes, (extract(epoch FROM m.closes_at) * 1000)::bigint 
 SELECT state, matched_stake, cancelled_stake FROM orders WHERE bet_id = $1
 
 -- name: head
-SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms,
-       floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
-  FROM wallet_ledger WHERE shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1
+SELECT l.*, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
+  FROM (SELECT shard_here($1) AS here OFFSET 0) asked
+ CROSS JOIN LATERAL (
+     SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
+       FROM wallet_ledger WHERE asked.here AND shard = $1 AND user_id = $2 ORDER BY seq DESC LIMIT 1) l
 
 -- name: projected
 SELECT balance, seq, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms,
        (SELECT complete_at_ms FROM projection_progress) AS complete_at_ms,
        floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms
-  FROM wallet_balance_projection WHERE shard = $1 AND user_id = $2
+  FROM wallet_balance_projection WHERE shard_here($1) AND shard = $1 AND user_id = $2
 
 -- name: entries
-SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
-       (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
-  FROM wallet_ledger WHERE shard = $1 AND user_id = $2 AND seq > $3 ORDER BY seq LIMIT $4
+SELECT l.*
+  FROM (SELECT shard_here($1) AS here OFFSET 0) asked
+ CROSS JOIN LATERAL (
+     SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
+            (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
+       FROM wallet_ledger WHERE asked.here AND shard = $1 AND user_id = $2 AND seq > $3 ORDER BY seq LIMIT $4) l
 
 -- name: newest_entries
-SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
-       (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
-  FROM wallet_ledger WHERE shard = $1 AND user_id = $2 AND seq < $3 ORDER BY seq DESC LIMIT $4
+SELECT l.*
+  FROM (SELECT shard_here($1) AS here OFFSET 0) asked
+ CROSS JOIN LATERAL (
+     SELECT seq, type, amount, balance_snapshot, contra, match_id, bet_id, idempotent_key,
+            (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
+       FROM wallet_ledger WHERE asked.here AND shard = $1 AND user_id = $2 AND seq < $3 ORDER BY seq DESC LIMIT $4) l
 
--- name: balance_as_of
--- The newest entry that was written at that moment or before it, both in milliseconds rounded as they are shown.
-SELECT balance_snapshot AS balance, seq, (extract(epoch FROM created_at) * 1000)::bigint AS updated_at_ms
-  FROM wallet_ledger
- WHERE shard = $1 AND user_id = $2 AND created_at < 'epoch'::timestamptz + ($3::bigint * 1000 + 500) * interval '1 microsecond'
- ORDER BY seq DESC LIMIT 1
+-- name: as_of
+SELECT now_ms, first_seq, seq, balance, updated_at_ms FROM wallet_as_of($1, $2, $3)
 
 -- name: unpublished
 SELECT id, event_id::text AS event_id, event_type, partition_key, payload::text AS payload, created_at, traceparent
@@ -141,7 +157,9 @@ UPDATE relay_progress SET complete_at_ms = greatest(complete_at_ms, $2), offsets
 RETURNING floor(extract(epoch FROM now()) * 1000)::bigint
 
 -- name: relay_progress
-SELECT complete_at_ms, offsets::text AS offsets, broker_losses, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms
+-- With the shards that are here as of the same moment: an event that these offsets tell of is of one of them.
+SELECT complete_at_ms, offsets::text AS offsets, broker_losses, floor(extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+       ARRAY(SELECT shard::integer FROM shard_routes WHERE here ORDER BY shard) AS held
   FROM relay_progress
 
 -- name: count_unpublished
@@ -154,6 +172,7 @@ SELECT pg_try_advisory_lock($1, $2)
 INSERT INTO wallet_balance_projection AS p (shard, user_id, balance, seq, updated_at)
 SELECT (n.user_id % 100)::smallint, n.user_id, n.balance, n.seq, to_timestamp(n.updated_at_ms / 1000.0)
   FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (user_id, balance, seq, updated_at_ms)
+ WHERE shards_here($1::bigint[])
  ORDER BY n.user_id
     ON CONFLICT (shard, user_id) DO UPDATE
    SET balance = excluded.balance, seq = excluded.seq, updated_at = excluded.updated_at

@@ -6,11 +6,13 @@
 SELECT clock_timestamp() AS at
 
 -- name: partitions
--- The logical shards this server holds: the file of each, and its size in blocks.
+-- The logical shards this server holds (a partition of one that has moved is only waiting to be dropped): the file of
+-- each, and its size in blocks.
 SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM '\d+')::smallint AS shard, c.relfilenode::bigint AS file,
        pg_relation_size(c.oid) / current_setting('block_size')::bigint AS blocks
   FROM pg_inherits i
   JOIN pg_class c ON c.oid = i.inhrelid
+  JOIN shard_routes r ON r.here AND r.shard = substring(pg_get_expr(c.relpartbound, c.oid) FROM '\d+')::smallint
  WHERE i.inhparent = 'wallet_ledger'::regclass AND NOT i.inhdetachpending
  ORDER BY 1
 

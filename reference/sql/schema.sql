@@ -7,6 +7,19 @@ CREATE TABLE server_identity (
     server_name text NOT NULL
 );
 
+-- Where each logical shard is, as far as this server knows. The row of a shard that is `here` is the truth, the others
+-- are hints: of two that differ, the one with the higher epoch is newer. `epoch` counts the moves of the shard;
+-- `prepared` is the epoch under which a complete, verified copy waits here to be taken over (shard_accept).
+CREATE TABLE shard_routes (
+    shard       smallint    PRIMARY KEY CHECK (shard BETWEEN 0 AND 99),
+    server_name text        NOT NULL,
+    epoch       bigint      NOT NULL DEFAULT 0,
+    here        boolean     NOT NULL,
+    prepared    bigint,
+    changed_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT shard_routes_prepared CHECK (prepared IS NULL OR NOT here)
+);
+
 -- Append-only. The balance of a wallet is the sum of its entries; balance_snapshot is that sum after this
 -- entry, so that the newest row alone answers, and every row can be audited against the one before it.
 CREATE TABLE wallet_ledger (

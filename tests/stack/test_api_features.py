@@ -304,7 +304,10 @@ async def test_a_balance_as_of_a_time_is_what_it_was_then(client) -> None:
     path = f"/v1/wallets/{user_id}/balance?as_of="
     assert [(await client.get(path + str(at)))[1]["balance_minor"] for at in moments] == [100, 120, 123]
     assert (await client.get(path + str(moments[1] - 1)))[1]["balance_minor"] == 100
-    assert (await client.get(path + str(before_ms)))[0] == 404
+    before = (await client.get(path + str(before_ms)))[1]
+    assert (before["balance_minor"], before["seq"]) == (0, 0)
+    assert (await client.get(f"/v1/wallets/{user_id + 1}/balance?as_of={before_ms}"))[0] == 404
+    assert (await client.get(path + str(int(time.time() * 1000) + 60_000)))[0] == 400
     assert (await client.get(path + "1&min_seq=1"))[0] == 400
 
 

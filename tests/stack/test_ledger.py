@@ -150,10 +150,20 @@ async def test_the_unique_key_refuses_what_slipped_past_the_check(api_role, stor
     assert await store.fetchrow(SERVER, "head", 0, user_id) is None
 
 
-async def test_a_row_of_another_servers_shard_cannot_be_written(api_role, store, service_config) -> None:
+async def test_a_row_of_another_servers_shard_cannot_be_written(owner, api_role, store, service_config) -> None:
     foreign = service_config.routing.index(1) + 100
+    mine = (uuid.uuid4().int % 10**12 + 1) * 100
+    assert await _post(api_role, store, _withdraw(foreign, 5, "stray"), _deposit(mine, 5, uuid.uuid4().hex)) == [
+        ("NOT_HERE", None, None),
+        ("ACCEPTED", 1, 5),
+    ]
+    assert await owner.fetchval("SELECT count(*) FROM refusals WHERE user_id = $1", foreign) == 0
     with pytest.raises(asyncpg.CheckViolationError, match="no partition"):
-        await _post(api_role, store, _deposit(foreign, 5, "stray"))
+        await owner.execute(
+            """INSERT INTO wallet_ledger VALUES
+               ($1::bigint % 100, $1, 1, 'CREDIT', 5, 'EXTERNAL', NULL, NULL, NULL, 5, 'k', NULL, 'API', now())""",
+            foreign,
+        )
 
 
 async def test_a_row_under_a_wrong_shard_cannot_be_written(owner, user_id) -> None:

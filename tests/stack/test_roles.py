@@ -74,6 +74,7 @@ MAY_CALL = {
     "match_create": {"ledger_api"},
     "match_transition": {"ledger_api"},
     "bet_cancel": {"ledger_api"},
+    "shard_accept": {"ledger_api"},
     "payouts_open": set(),
     "payouts_pause": {"ledger_reconciler", "ledger_operator"},
     "payouts_resume": {"ledger_operator"},

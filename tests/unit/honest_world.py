@@ -38,6 +38,20 @@ def server_of_user(user: int) -> str:
     return SERVERS[ROUTING[user % 100]]
 
 
+def routes() -> list[Row]:
+    return [
+        {
+            "server": server,
+            "shard": shard,
+            "server_name": SERVERS[holder],
+            "epoch": 0,
+            "here": server == SERVERS[holder],
+        }
+        for server in SERVERS
+        for shard, holder in enumerate(ROUTING)
+    ]
+
+
 def server_of_match(match_id: str) -> str:
     return SERVERS[ROUTING[(UUID(match_id).int & (2**64 - 1)) % 100]]
 
@@ -46,7 +60,7 @@ def server_of_match(match_id: str) -> str:
 class World:
     """Lists of rows, as the recorder and a snapshot would hold them."""
 
-    tables: dict[str, list[Row]] = field(default_factory=lambda: {name: [] for name in TABLES})
+    tables: dict[str, list[Row]] = field(default_factory=lambda: {name: [] for name in TABLES} | {"routes": routes()})
     history: list[Row] = field(default_factory=list)
     timeline: list[Row] = field(default_factory=list)
     series: list[Row] = field(default_factory=list)

@@ -573,6 +573,25 @@ def entry_is_rewritten_between_snapshots(w: World) -> None:
     w.second["ledger"][0]["created_at"] += 1
 
 
+def route_of(w: World, server: str, shard: int) -> dict[str, object]:
+    return next(r for r in w.tables["routes"] if (r["server"], r["shard"]) == (server, shard))
+
+
+def shard_has_two_owners(w: World) -> None:
+    route_of(w, "pg1", 50)["here"] = True
+    route_of(w, "pg0", 50)["here"] = True
+
+
+def shard_has_no_owner(w: World) -> None:
+    route_of(w, "pg1", 50)["here"] = False
+
+
+def wallet_stays_behind_when_its_shard_moves(w: World) -> None:
+    shard = ANN % 100
+    route_of(w, "pg0", shard).update(here=False, server_name="pg1", epoch=1)
+    route_of(w, "pg1", shard).update(here=True, server_name="pg1", epoch=1)
+
+
 BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     # code, bug, key of the witness (None: it has none), other codes that may fire with it
     ("A01", rebuilt(acknowledged_withdrawal_is_lost), "out-1", set()),
@@ -658,6 +677,9 @@ BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A04", rebuilt(correction_under_a_refused_resettle), None, set()),
     ("A31", wallet_is_on_another_server, None, set()),
     ("A31", match_is_on_another_server, None, set()),
+    ("A31", shard_has_two_owners, None, set()),
+    ("A31", shard_has_no_owner, None, set()),
+    ("A31", wallet_stays_behind_when_its_shard_moves, None, set()),
     ("A33", entry_is_rewritten_between_snapshots, f"seed-{ANN}", set()),
 ]
 

@@ -250,6 +250,7 @@ def test_half_of_the_resolved_keys_is_chosen_by_the_seed() -> None:
 
 def test_unresolved_and_match_keys_are_not_sent_again() -> None:
     w = World()
+    w.tables["routes"].clear()  # no server was read
     w.complete(w.invoke("close_match", match_id=M_OPEN, key="c"), "info")
     w.complete(w.invoke("deposit", user=7, key="k", amount=5), "info")
     assert w.run().resolution["resolution"].to_list().count(Resolution.UNRESOLVED.value) == 1

@@ -29,8 +29,8 @@ def _config(**changes: object) -> ServiceConfig:
     return ServiceConfig(**(fields | changes))
 
 
-def _writer(config: ServiceConfig) -> Writer:
-    return Writer(Store(config, "ledger_api"), 0, "API", Tracing(config, "api0"))
+def _writer(config: ServiceConfig, store: Store | None = None) -> Writer:
+    return Writer(store or Store(config, "ledger_api"), 0, "API", Tracing(config, "api0"))
 
 
 def _posting(user_id: int = 1, key: str = "k") -> Posting:
@@ -104,7 +104,8 @@ def test_a_command_past_its_deadline_is_refused_while_the_database_hangs() -> No
         server = await asyncio.start_server(hang, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         config = _config(servers=[ServerConfig("pg0", "127.0.0.1", port)], command_deadline_ms=100)
-        writer = _writer(config)
+        store = Store(config, "ledger_api")
+        writer = _writer(config, store)
         writer.start()
         first = asyncio.ensure_future(writer.post(_posting(key="in the batch")))
         await asyncio.sleep(0.05)
@@ -113,6 +114,7 @@ def test_a_command_past_its_deadline_is_refused_while_the_database_hangs() -> No
         with pytest.raises(ServerUnavailable):
             await first
         await writer.stop()
+        await store.close()
         server.close()
 
     asyncio.run(scenario())
