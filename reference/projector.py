@@ -166,8 +166,10 @@ class Projector:
         """Return the epoch to write in, a new one if the cache cannot be vouched for; None while Redis is down."""
         side = self._sides[server]
         if side.broken:
-            side.epoch = await self._cache.begin(self._servers[server], side.epoch)
-            side.broken = side.epoch is None
+            # The epoch that is to be replaced stays known until it is: Redis may still be in it when it comes back.
+            begun = await self._cache.begin(self._servers[server], side.epoch)
+            if begun is not None:
+                side.epoch, side.broken = begun, False
         return None if side.broken else side.epoch
 
     async def _cache_rows(self, server: int, epoch: str | None, rows: list[Balance], since: float) -> None:
@@ -179,6 +181,8 @@ class Projector:
             now = await self._cache.put(self._servers[server], epoch, rows, since)
             if now == epoch:
                 return
+            if now is None:
+                break
             epoch = side.epoch = now or None
             if epoch is not None:
                 since = time.monotonic()
