@@ -140,8 +140,10 @@ async def test_status_codes_say_who_may_what(stub, stack) -> None:
         stub.Deposit(pb.DepositRequest(user_id=user_id, key="k2", amount_minor=0), metadata=own)
     )
     assert (code, trailing["field"]) == (Code.INVALID_ARGUMENT, "amount_minor")
-    missing = pb.GetBalanceRequest(user_id=user_id, as_of_ms=0)
-    assert (await status_of(stub.GetBalance(missing, metadata=own)))[0] is Code.NOT_FOUND
+    before = await stub.GetBalance(pb.GetBalanceRequest(user_id=user_id, as_of_ms=0), metadata=own)
+    assert (before.balance_minor, before.seq) == (0, 0)
+    missing = pb.GetBalanceRequest(user_id=user_id + 1, as_of_ms=0)
+    assert (await status_of(stub.GetBalance(missing, metadata=stranger)))[0] is Code.NOT_FOUND
 
 
 async def test_a_deadline_ends_a_call(stub, allowed) -> None:
