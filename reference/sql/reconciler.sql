@@ -280,8 +280,13 @@ SELECT b.bet_id::text AS bet_id, b.reserve
                       AND l.settlement_version = 0)
 
 -- name: orders_in_time
--- Of these bets, those that reached the book before it closed.
-SELECT bet_id::text AS bet_id FROM orders WHERE bet_id = ANY ($1::uuid[]) AND cancel_reason IS DISTINCT FROM 'LATE'
+-- Of these bets, those that the match's settlement went through. How a bet was cancelled does not say it: a cancel
+-- may have waited for a bet that came too late.
+SELECT o.bet_id::text AS bet_id
+  FROM orders o
+  JOIN matches m USING (match_id)
+  JOIN settlements s USING (match_id, settlement_version)
+ WHERE o.bet_id = ANY ($1::uuid[]) AND o.arrival <= s.last_arrival
 
 -- name: settled_since
 SELECT s.match_id::text AS match_id, (extract(epoch FROM s.finished_at) * 1000000)::bigint AS finished_us
@@ -291,8 +296,12 @@ SELECT s.match_id::text AS match_id, (extract(epoch FROM s.finished_at) * 100000
  LIMIT $2
 
 -- name: orders_of
-SELECT user_id, bet_id::text AS bet_id
-  FROM orders WHERE match_id = $1::uuid AND cancel_reason IS DISTINCT FROM 'LATE' ORDER BY arrival
+-- Those that the settlement went through; later ones are refunded by events of their own.
+SELECT o.user_id, o.bet_id::text AS bet_id
+  FROM orders o
+  JOIN matches m USING (match_id)
+  JOIN settlements s USING (match_id, settlement_version)
+ WHERE o.match_id = $1::uuid AND o.arrival <= s.last_arrival ORDER BY o.arrival
 
 -- name: escrow_of_bets
 -- What these bets have put into escrow and not taken out, by the indexes on bets and on business keys.

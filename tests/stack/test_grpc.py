@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 
+import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from reference.auth import Scope
 from reference.proto import ledger_pb2 as pb
 from reference.proto import ledger_pb2_grpc
+from reference.routing import even_routing, shard_of
 from reference.uuid7 import uuid7
 
 Code = grpc.StatusCode
@@ -140,15 +142,24 @@ async def test_status_codes_say_who_may_what(stub, stack) -> None:
         stub.Deposit(pb.DepositRequest(user_id=user_id, key="k2", amount_minor=0), metadata=own)
     )
     assert (code, trailing["field"]) == (Code.INVALID_ARGUMENT, "amount_minor")
-    before = await stub.GetBalance(pb.GetBalanceRequest(user_id=user_id, as_of_ms=0), metadata=own)
-    assert (before.balance_minor, before.seq) == (0, 0)
     missing = pb.GetBalanceRequest(user_id=user_id + 1, as_of_ms=0)
     assert (await status_of(stub.GetBalance(missing, metadata=stranger)))[0] is Code.NOT_FOUND
 
 
-async def test_a_deadline_ends_a_call(stub, allowed) -> None:
-    call = stub.Deposit(pb.DepositRequest(user_id=1, key="k", amount_minor=1), metadata=allowed, timeout=0)
-    assert (await status_of(call))[0] is Code.DEADLINE_EXCEEDED
+async def test_a_deadline_ends_a_call_and_its_repetition_learns_the_outcome(stub, allowed, superuser_dsn) -> None:
+    user_id = new_user()
+    request = pb.DepositRequest(user_id=user_id, key="k", amount_minor=5)
+    server = even_routing(len(superuser_dsn))[shard_of(user_id)]
+    holder = await asyncpg.connect(superuser_dsn[server])
+    try:
+        # Whoever posts to the wallet waits for this lock.
+        await holder.execute("SELECT pg_advisory_lock($1)", user_id)
+        call = stub.Deposit(request, metadata=allowed, timeout=1, wait_for_ready=True)
+        assert (await status_of(call))[0] is Code.DEADLINE_EXCEEDED
+    finally:
+        await holder.close()
+    again = await stub.Deposit(request, metadata=allowed)
+    assert (again.outcome, again.seq, again.balance_minor) == ("ACCEPTED", 1, 5)
 
 
 async def test_health_and_reflection_answer(channel, stack) -> None:

@@ -30,6 +30,8 @@ from reference import operations, reconciliation
 from reference.commands import Contra, EntryType
 from reference.errors import PayoutsPaused
 from reference.reconciliation import Kind, Pass
+from reference.routing import shard_of_match
+from reference.uuid7 import uuid7
 from reference.writer import Posting, post_entries
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,54 @@ async def test_a_clean_ledger_has_no_findings_and_payouts_go_on(world: World) ->
         assert [server.state for server in report.servers] == ["CLEAN", "CLEAN"]
         assert all(server.entries and server.events and server.records for server in report.servers)
     assert [(await operations.gate_of(world.config, index)).paused for index in (0, 1)] == [False, False]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_the_stake_of_a_bet_that_came_too_late_is_no_finding(world: World, cancelled: bool) -> None:
+    """Until its refund is posted; also if a cancel waited for it, so that its order says REQUESTED and not LATE."""
+    user, match_id, bet_id = world.users[0], world.settled[0], uuid7()
+    store = world.role("ledger_api")
+    home = world.config.routing[shard_of_match(match_id)]
+    owner, matches = await world.owner(user), await asyncpg.connect(world.dsn(home))
+    late = Posting(
+        user,
+        f"late-{bet_id}",
+        EntryType.DEBIT,
+        -50,
+        Contra.ESCROW,
+        match_id=match_id,
+        bet_id=bet_id,
+        outcome="HOME",
+        side="BACK",
+        odds=200,
+        stake=50,
+    )
+    state = "SELECT cancel_reason FROM orders WHERE bet_id = $1"
+    refunded = "SELECT count(*) FROM wallet_ledger WHERE bet_id = $1 AND type = 'REFUND'"
+    server = world.config.routing[user % 100]
+    assert await operations.pause(world.config, server, "test", "the refund has to wait")
+    try:
+        if cancelled:
+            await matches.execute(
+                "INSERT INTO cancels (user_id, idempotent_key, bet_id, match_id, outcome, waiting)"
+                " VALUES ($1, $2, $3, $4, 'ACCEPTED', true)",
+                *(user, f"cancel-{bet_id}", bet_id, match_id),
+            )
+        async with store.connection(server) as connection:
+            (row,) = await post_entries(connection, store.sql["post"], "API", [late])
+            assert row["status"] == "ACCEPTED"
+        await until(lambda: matches.fetchval(state, bet_id))
+        assert await matches.fetchval(state, bet_id) == ("REQUESTED" if cancelled else "LATE")
+        for kind in (Kind.FULL, Kind.INCREMENTAL):
+            assert found(await world.run(kind)) == []
+        assert await owner.fetchval(refunded, bet_id) == 0
+        assert await operations.resume(world.config, server, "test", "go on")
+        await until(lambda: owner.fetchval(refunded, bet_id))
+        await drain(world.config, 60.0, lambda _: None)
+    finally:
+        for connection in (owner, matches):
+            await connection.close()
+        await store.close()
 
 
 @pytest.mark.parametrize("server", [0, 1])
