@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import asyncpg
 import msgspec
@@ -451,13 +451,16 @@ def _parse(text: io.BytesIO, columns: Mapping[str, pl.DataType], server: str) ->
     return frame.select(pl.lit(server).alias("server"), *columns)
 
 
-class _Payload(msgspec.Struct):
-    """The fields of an event that identify an entry."""
+_BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
-    user_id: int | None = None
-    seq: int | None = None
-    amount: int | None = None
-    balance: int | None = None
+
+class _Payload(msgspec.Struct):
+    """The fields of an event that identify an entry. A number that no BIGINT holds is none of the service's."""
+
+    user_id: _BigInt | None = None
+    seq: _BigInt | None = None
+    amount: _BigInt | None = None
+    balance: _BigInt | None = None
 
 
 def read_topics(config: ServiceConfig, known: pl.DataFrame | None = None) -> pl.DataFrame:
