@@ -196,7 +196,13 @@ class Publisher:
                 self._ended = self._ended or error.args[0].code() in (KafkaError._FATAL, KafkaError._STATE)
                 metrics.KAFKA_PRODUCE_ERRORS.labels(topic).inc()
         if not self._closing:
-            self._producer.flush(DELIVERY_TIMEOUT_MS / 1000 + 5)
+            try:
+                self._producer.flush(DELIVERY_TIMEOUT_MS / 1000 + 5)
+            except SystemError as error:
+                # The client ended itself, and its binding called us back with that error still pending: the answers
+                # behind it are lost. What has no place counts as not acknowledged and is sent again.
+                log.warning("the producer ended itself: %s", error)
+                self._ended = True
         return places
 
     def close(self) -> None:
