@@ -140,13 +140,9 @@ def clear_way(node: NodeRecord) -> None:
 def launch(node: NodeRecord) -> Identity:
     """Start the node's process and return its identity; NodeDied if its program cannot be run."""
     try:
-        who = processes.spawn(node.argv, token=node.token, log=node.log, env=environment(node))
+        return processes.spawn(node.argv, token=node.token, log=node.log, env=environment(node))
     except OSError as error:
         raise NodeDied(f"{node.name}: cannot run {node.argv[0]}: {error.strerror}") from error
-    # Not the broker: it has deadlines that all others depend on.
-    if node.kind == "service" and not node.name.startswith("api"):
-        processes.give_way(who.pid)
-    return who
 
 
 def check_ready(node: NodeRecord, redis_password: str, timeout_s: float = READY_TRY_S) -> None:

@@ -13,7 +13,6 @@ No signal is sent without one of these proofs. Systems without /proc have the la
 """
 
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -30,8 +29,6 @@ import psutil
 from compose.errors import NodeStuck
 
 TOKEN_FD = 9
-GIVE_WAY_NICE = 5
-"""A third of the weight of the others."""
 TOKEN_VARIABLE = "LEDGERPROOF_NODE_TOKEN"  # noqa: S105  a path, not a secret
 TREE_ROUNDS_MAX = 50
 """Scans until a tree stops growing; a stopped tree needs two."""
@@ -179,21 +176,6 @@ def spawn(argv: Sequence[str], *, token: Path, log: Path, env: Mapping[str, str]
     identity = identify(pid) or Identity(pid, -1)
     _children[pid] = identity
     return identity
-
-
-def give_way(pid: int) -> None:
-    """Let a process just started get less of a CPU that is wanted by all.
-
-    What works behind the answers must not keep callers waiting when it has a backlog to catch up with. A kernel
-    that groups processes by session weighs the groups first, and a process only within its own.
-    """
-    try:
-        os.setpriority(os.PRIO_PROCESS, pid, GIVE_WAY_NICE)
-        (_PROC / str(pid) / "autogroup").write_text(str(GIVE_WAY_NICE))
-    except OSError as error:
-        # It died at once (its starter finds out), the kernel does not group, or it allows no change now.
-        if error.errno not in (errno.ESRCH, errno.ENOENT, errno.EAGAIN, errno.EPERM, errno.EINVAL):
-            raise
 
 
 class Errand(NamedTuple):

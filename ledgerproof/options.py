@@ -27,9 +27,9 @@ class Options:
     """What a run is asked to be."""
 
     seed: int
-    duration_s: float = 95.0
-    rate: float = 330.0
-    """Bets per second. Two cores hold it with room to spare, and 95 s of it are more than 30,000 bets."""
+    duration_s: float = 150.0
+    rate: float = 200.0
+    """Bets per second. Two cores hold it with room to spare, and 150 s of it are 30,000 bets."""
     servers: int = 4
     apis: int = 2
     faults: str = "standard"
