@@ -23,6 +23,7 @@ from compose.nodes import NodeStatus
 from compose.stack import DEFAULT_ROOT, DownReport, Stack, down_all, find_stacks
 from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
+from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.operate_command import payouts_group, reconcile_group
@@ -71,7 +72,6 @@ _base_port_option = click.option(
     default=None,
     help="First of the stack's ports; free ones if left out.",
 )
-_json_flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 
 
 class _Finite(click.FloatRange):
@@ -217,7 +217,7 @@ def prove_command(
     default=None,
     help="First of the stack's ports; free ones if left out.",
 )
-@_json_flag
+@json_flag
 def up_command(*, servers: int, apis: int, name: str | None, base_port: int | None, as_json: bool) -> int:
     """Start a stack with the service and leave it running."""
     progress = Progress()
@@ -261,19 +261,16 @@ def up_command(*, servers: int, apis: int, name: str | None, base_port: int | No
     metavar="SECONDS",
     help="How long it is valid.",
 )
-@click.option("--stack", "name", default=None, help="Name of the stack; needed where several run.")
-@_json_flag
-def token_command(*, user: int | None, scopes: tuple[str, ...], ttl_s: int, name: str | None, as_json: bool) -> int:
+@stack_option
+@json_flag
+def token_command(
+    *, user: int | None, scopes: tuple[str, ...], ttl_s: int, stack_name: str | None, as_json: bool
+) -> int:
     """Print a bearer token for the API of a running stack."""
     asked = [Scope(scope) for scope in scopes] or ([Scope.WALLET] if user else [Scope.SERVICE, Scope.ADMIN])
     if (Scope.WALLET in asked) != (user is not None):
         raise click.UsageError("the scope wallet needs --user, and only that scope does")
-    names = [state.name for state in find_stacks(DEFAULT_ROOT)]
-    if name is None and len(names) > 1:
-        raise click.UsageError(f"several stacks run here ({', '.join(sorted(names))}): choose one with --stack")
-    if name is None and not names:
-        raise StackNotFound("no stack runs in this folder: start one with `ledgerproof up`")
-    stack = Stack.attach(stacks_folder(DEFAULT_ROOT) / (name or names[0]))
+    stack = running_stack(stack_name)
     token = stack.token(*asked, user_id=user, ttl_s=ttl_s)
     if as_json:
         print_json({"token": token, "scopes": asked, "user_id": user, "ttl_s": ttl_s, "stack": stack.name})
@@ -289,7 +286,7 @@ def token_command(*, user: int | None, scopes: tuple[str, ...], ttl_s: int, name
     is_flag=True,
     help="Also stacks that were started to be kept (the default without a kept stack in use).",
 )
-@_json_flag
+@json_flag
 def down_command(*, everything: bool, as_json: bool) -> int:
     """End stacks of this folder: those kept by `up`, and what a killed run left behind.
 
@@ -325,7 +322,7 @@ def _down_also_used(report: DownReport, show: Callable[[str], None]) -> DownRepo
 
 
 @cli.command("status", epilog=EXIT_CODES)
-@_json_flag
+@json_flag
 def status_command(*, as_json: bool) -> int:
     """Show the stacks of this folder and how each of their nodes is."""
     stacks = find_stacks(DEFAULT_ROOT)
@@ -368,7 +365,7 @@ def status_command(*, as_json: bool) -> int:
 
 @cli.command("report", epilog=EXIT_CODES)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@_json_flag
+@json_flag
 def report_command(*, run: Path | None, as_json: bool) -> int:
     """Write report.html of the run folder RUN again (the newest run if left out) and say where it is."""
     from ledgerproof.assess import VERDICT_FILE  # noqa: PLC0415 - slow to import
@@ -392,7 +389,7 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
 @cli.command("check", epilog=EXIT_CODES)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--write", is_flag=True, help="Replace the folder's verdict.json and report.html by the new judgement.")
-@_json_flag
+@json_flag
 def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
     """Judge the stored run folder RUN (the newest run if left out) again, from its evidence alone."""
     from ledgerproof.assess import assess, read_facts, write_verdict  # noqa: PLC0415 - slow to import

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from compose.errors import StackNotFound
-from compose.stack import DEFAULT_ROOT, Stack, find_stacks
-from compose.state import stacks_folder
+from ledgerproof.attach import service_config, service_options
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.output import print_json, print_table
 from ledgerproof.progress import Progress
 from reference.commands import TOPIC_OF
-from reference.config import ConfigError, ServiceConfig, load_config
+from reference.config import ServiceConfig
 from reference.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -33,43 +31,6 @@ Exit codes:
   40  stopped by Ctrl-C; what was done until then stays done
 """
 ALL_TOPICS: Final = tuple(sorted(set(TOPIC_OF.values())))
-
-
-def _service_options(command: "Callable[..., int]") -> "Callable[..., int]":
-    """Add the options that say which service is meant, and --json."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."),
-        click.option(
-            "--config",
-            "config_path",
-            type=click.Path(dir_okay=False, path_type=Path),
-            default=None,
-            help="Configuration file of a service that is not a stack of this folder.",
-        ),
-        click.option("--stack", "stack_name", default=None, help="Name of the stack, if there are several."),
-    ):
-        command = option(command)
-    return command
-
-
-def service_config(stack_name: str | None, config_path: Path | None) -> ServiceConfig:
-    """Return the configuration of the service that was meant. Raises EnvironmentProblem if that is not one."""
-    if config_path is not None:
-        try:
-            return load_config(config_path)
-        except ConfigError as error:
-            raise EnvironmentProblem(str(error)) from error
-    names = [state.name for state in find_stacks(DEFAULT_ROOT) if state.place != "elsewhere" and not state.closing]
-    if stack_name is None:
-        if not names:
-            raise EnvironmentProblem("there is no stack in this folder: start one with `ledgerproof up`")
-        if len(names) > 1:
-            raise EnvironmentProblem(f"there are several stacks, choose one with --stack: {', '.join(names)}")
-        stack_name = names[0]
-    try:
-        return Stack.attach(stacks_folder(DEFAULT_ROOT) / stack_name).config
-    except (StackNotFound, OSError) as error:
-        raise EnvironmentProblem(f"there is no stack {stack_name!r}; there are {', '.join(names) or 'none'}") from error
 
 
 def _run(work: "Coroutine[Any, Any, Any]") -> Any:
@@ -98,7 +59,7 @@ def dlq_group() -> None:
 
 @dlq_group.command("list", epilog=EXIT_CODES)
 @click.option("--all", "everything", is_flag=True, help="Also letters that were replayed or dropped.")
-@_service_options
+@service_options
 def list_command(*, everything: bool, stack_name: str | None, config_path: Path | None, as_json: bool) -> int:
     """List dead letters: which event, from where, of which consumer, and why."""
     found = _letters(service_config(stack_name, config_path))
@@ -130,7 +91,7 @@ def list_command(*, everything: bool, stack_name: str | None, config_path: Path 
 
 @dlq_group.command("show", epilog=EXIT_CODES)
 @click.argument("letter")
-@_service_options
+@service_options
 def show_command(*, letter: str, stack_name: str | None, config_path: Path | None, as_json: bool) -> int:
     """Show one dead letter whole: cause, headers and content."""
     from reference.dlq import open_letter  # noqa: PLC0415 - slow to import
@@ -157,7 +118,7 @@ def show_command(*, letter: str, stack_name: str | None, config_path: Path | Non
 @click.argument("letters", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every letter that waits.")
 @click.option("--again", is_flag=True, help="Also those that were replayed or dropped before.")
-@_service_options
+@service_options
 def replay_command(
     *,
     letters: tuple[str, ...],
@@ -181,7 +142,7 @@ def replay_command(
 @dlq_group.command("drop", epilog=EXIT_CODES)
 @click.argument("letters", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every letter that waits.")
-@_service_options
+@service_options
 def drop_command(
     *, letters: tuple[str, ...], everything: bool, stack_name: str | None, config_path: Path | None, as_json: bool
 ) -> int:
@@ -257,7 +218,7 @@ def projection_group() -> None:
 @click.option("--server", "server_name", default=None, help="Only this server; all of them if left out.")
 @click.option("--from-zero", is_flag=True, help="Write every row anew instead of only those that are wrong or missing.")
 @click.option("--restart", is_flag=True, help="Begin again instead of going on where a killed rebuild was.")
-@_service_options
+@service_options
 def rebuild_command(
     *,
     server_name: str | None,
@@ -333,7 +294,7 @@ def events_group() -> None:
     help="When the first event to send was written: 2026-01-31T12:00:00Z, or as 90s, 15m, 2h before now.",
 )
 @click.option("--topic", "topics", multiple=True, type=click.Choice(ALL_TOPICS), help="Only these; all if left out.")
-@_service_options
+@service_options
 def replay_events_command(
     *, since: str, topics: tuple[str, ...], stack_name: str | None, config_path: Path | None, as_json: bool
 ) -> int:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from compose.errors import StackError, StackNotFound
-from compose.stack import DEFAULT_ROOT, Stack, find_stacks
-from compose.state import stacks_folder
+from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.output import print_json, print_table
 from ledgerproof.progress import Progress
@@ -32,9 +30,7 @@ Exit codes:
   30  incomplete: a server, Redis or Kafka could not be read, so that nothing is said of it
 """
 
-_stack_option = click.option("--stack", "name", default=None, help="Name of the stack, if several run here.")
 _server_option = click.option("--server", default=None, help="Only this server, as pg0; all of them if left out.")
-_json_flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _limit_option = click.option(
     "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="The newest so many of each server."
 )
@@ -53,13 +49,13 @@ def reconcile_group() -> None:
     help="Look at everything (the default), or only at what is new since the last pass.",
 )
 @_server_option
-@_stack_option
-@_json_flag
-def run_command(*, full: bool, server: str | None, name: str | None, as_json: bool) -> int:
+@stack_option
+@json_flag
+def run_command(*, full: bool, server: str | None, stack_name: str | None, as_json: bool) -> int:
     """Run a pass now. Findings are stored, and pause the payouts of the servers concerned."""
     from reference.reconciliation import Kind, Pass  # noqa: PLC0415 - slow to import
 
-    config = _config(name)
+    config = running_stack(stack_name).config
     _indexes(config, server)
     kind = Kind.FULL if full else Kind.INCREMENTAL
     with Progress().step(f"{kind.value} pass") as step:
@@ -82,13 +78,13 @@ def exit_code_of(report: "Report") -> int:
 @reconcile_group.command("status", epilog=EXIT_CODES)
 @_limit_option
 @_server_option
-@_stack_option
-@_json_flag
-def status_command(*, limit: int, server: str | None, name: str | None, as_json: bool) -> int:
+@stack_option
+@json_flag
+def status_command(*, limit: int, server: str | None, stack_name: str | None, as_json: bool) -> int:
     """Show the newest passes of every server. Exit code 20 while the payouts of one are paused."""
     from reference import operations  # noqa: PLC0415 - slow to import
 
-    config = _config(name)
+    config = running_stack(stack_name).config
     shown: list[dict[str, Any]] = []
     for index in _indexes(config, server):
         gate = asyncio.run(operations.gate_of(config, index))
@@ -123,13 +119,15 @@ def status_command(*, limit: int, server: str | None, name: str | None, as_json:
 @click.option("--run", "run_id", default=None, help="Only those of the pass with this id.")
 @_limit_option
 @_server_option
-@_stack_option
-@_json_flag
-def findings_command(*, run_id: str | None, limit: int, server: str | None, name: str | None, as_json: bool) -> int:
+@stack_option
+@json_flag
+def findings_command(
+    *, run_id: str | None, limit: int, server: str | None, stack_name: str | None, as_json: bool
+) -> int:
     """Show what passes found. Exit code 20 if there is anything."""
     from reference import operations  # noqa: PLC0415 - slow to import
 
-    config = _config(name)
+    config = running_stack(stack_name).config
     shown: list[dict[str, Any]] = []
     for index in _indexes(config, server):
         try:
@@ -156,13 +154,13 @@ def payouts_group() -> None:
 
 @payouts_group.command("status", epilog=EXIT_CODES)
 @_server_option
-@_stack_option
-@_json_flag
-def payouts_status_command(*, server: str | None, name: str | None, as_json: bool) -> int:
+@stack_option
+@json_flag
+def payouts_status_command(*, server: str | None, stack_name: str | None, as_json: bool) -> int:
     """Show whether payouts are paused, since when, by whom and why. Exit code 20 if any are."""
     from reference import operations  # noqa: PLC0415 - slow to import
 
-    config = _config(name)
+    config = running_stack(stack_name).config
     gates = [asyncio.run(operations.gate_of(config, index)) for index in _indexes(config, server)]
     if as_json:
         print_json(gates)
@@ -181,14 +179,14 @@ def _change_command(command: str, text: str) -> None:
     @payouts_group.command(command, help=text, epilog=EXIT_CODES)
     @click.option("--server", required=True, help="The server, as pg0.")
     @click.option("--reason", required=True, help="Why; it is kept with your name.")
-    @_stack_option
-    @_json_flag
-    def change(*, server: str, reason: str, name: str | None, as_json: bool) -> int:
+    @stack_option
+    @json_flag
+    def change(*, server: str, reason: str, stack_name: str | None, as_json: bool) -> int:
         from reference import operations  # noqa: PLC0415 - slow to import
 
         if not reason.strip() or len(reason) > operations.REASON_MAX:
             raise click.UsageError(f"--reason must have 1 to {operations.REASON_MAX} characters")
-        config = _config(name)
+        config = running_stack(stack_name).config
         (index,) = _indexes(config, server)
         action = operations.pause if command == "pause" else operations.resume
         try:
@@ -208,22 +206,6 @@ _change_command("resume", "Resume the payouts of a server; what waited is posted
 
 
 # -- shared --------------------------------------------------------------------------------------------
-
-
-def _config(name: str | None) -> ServiceConfig:
-    """Return the configuration of the running stack. Raises EnvironmentProblem if there is none, or several."""
-    names = [state.name for state in find_stacks(DEFAULT_ROOT) if state.place == "here" and state.ready]
-    if name is not None:
-        names = [found for found in names if found == name]
-    if len(names) > 1:
-        raise EnvironmentProblem(f"several stacks run here, name one with --stack: {', '.join(names)}")
-    if not names:
-        what = "no stack runs here" if name is None else f"no stack {name!r} runs here"
-        raise EnvironmentProblem(f"{what}: start one with `ledgerproof up`")
-    try:
-        return Stack.attach(stacks_folder(DEFAULT_ROOT) / names[0]).config
-    except (StackNotFound, OSError, msgspec.DecodeError) as error:
-        raise StackError(f"the configuration of {names[0]} cannot be read: {error}") from error
 
 
 def _indexes(config: ServiceConfig, server: str | None) -> list[int]:

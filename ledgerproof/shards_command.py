@@ -1,15 +1,12 @@
 """`ledgerproof shards`: where the logical shards of a running stack are, and moving one under load."""
 
 import asyncio
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
 
-from compose.errors import StackNotFound
-from compose.stack import DEFAULT_ROOT, Stack, find_stacks
-from compose.state import stacks_folder
+from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.output import print_json, print_table
 from ledgerproof.progress import Progress, print_error
 from reference.routing import SHARDS
@@ -24,11 +21,6 @@ Exit codes:
   61  UNFINISHED   the move stopped half way; no wallet is in danger, repeat the command
 """
 
-_stack_option = click.option(
-    "--stack", "named", default=None, help="Name or folder of the stack; not needed if there is one only."
-)
-_json_flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-
 
 @click.group("shards")
 def shards_command() -> None:
@@ -36,13 +28,13 @@ def shards_command() -> None:
 
 
 @shards_command.command("list", epilog=EXIT_CODES)
-@_stack_option
-@_json_flag
-def list_command(*, named: str | None, as_json: bool) -> int:
+@stack_option
+@json_flag
+def list_command(*, stack_name: str | None, as_json: bool) -> int:
     """Show which server holds which shards, and every shard that needs attention."""
     from reference.shards import MoveRefused, list_shards  # noqa: PLC0415 - slow to import
 
-    stack = _stack(named)
+    stack = running_stack(stack_name)
     try:
         views = asyncio.run(list_shards(stack.config, stack.superuser))
     except MoveRefused as error:
@@ -67,9 +59,9 @@ def list_command(*, named: str | None, as_json: bool) -> int:
 @shards_command.command("move", epilog=EXIT_CODES)
 @click.option("--shard", type=click.IntRange(0, SHARDS - 1), required=True, help="The shard: user_id % 100.")
 @click.option("--to", "target", required=True, metavar="SERVER", help="Name of the server that gets it, as pg1.")
-@_stack_option
-@_json_flag
-def move_command(*, shard: int, target: str, named: str | None, as_json: bool) -> int:
+@stack_option
+@json_flag
+def move_command(*, shard: int, target: str, stack_name: str | None, as_json: bool) -> int:
     """Move a shard of wallets to another server while clients go on.
 
     Most of it is copied first; then its wallets wait for a moment while the rest is copied, verified and given
@@ -78,7 +70,7 @@ def move_command(*, shard: int, target: str, named: str | None, as_json: bool) -
     """
     from reference.shards import MoveRefused, MoveUnfinished, move_shard  # noqa: PLC0415 - slow to import
 
-    stack = _stack(named)
+    stack = running_stack(stack_name)
     config = stack.config
     names = [server.name for server in config.servers]
     if target not in names:
@@ -106,23 +98,6 @@ def move_command(*, shard: int, target: str, named: str | None, as_json: bool) -
         f"which {moved.frozen_rows} rows were copied"
     )
     return 0
-
-
-def _stack(named: str | None) -> Stack:
-    """Return the stack that was named, by folder or name, or the only one. Raises StackNotFound, UsageError."""
-    if named is not None:
-        folder = Path(named)
-        return Stack.attach(folder if folder.is_dir() else stacks_folder(DEFAULT_ROOT) / named)
-    stacks = find_stacks(DEFAULT_ROOT)
-    if not stacks:
-        raise StackNotFound("there is no stack in this folder: `ledgerproof up` starts one")
-    if len(stacks) > 1:
-        raise click.UsageError(f"there is more than one stack; name one of them with --stack: {_names(stacks)}")
-    return Stack.attach(stacks_folder(DEFAULT_ROOT) / stacks[0].name)
-
-
-def _names(stacks: list[Any]) -> str:
-    return ", ".join(state.name for state in stacks)
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from ledgerproof.attach import json_flag
 from ledgerproof.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ OPTIMISTIC: Final = "Writers of one server do not slow each other in this model:
 @click.option("--duration", "duration_s", type=float, default=60.0, show_default=True, metavar="SECONDS")
 @click.option("--replications", type=int, default=10, show_default=True, help="Independent runs, 2 to 31.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same prediction.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@json_flag
 def sim_command(*, as_json: bool, **typed: Any) -> int:
     """Predict throughput, latency and refusals of the command path by simulation (SimPy); starts nothing.
 

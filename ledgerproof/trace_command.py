@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from compose.service import TRACES_FOLDER
+from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.options import RUNS_FOLDER, EnvironmentProblem
 from ledgerproof.output import print_json, print_table
 
@@ -23,7 +24,7 @@ Exit codes:
 
 @click.command("trace", epilog=EXIT_CODES)
 @click.argument("trace_id", required=False)
-@click.option("--stack", "stack_name", default=None, help="Name of the stack, if several run here.")
+@stack_option
 @click.option(
     "--run",
     type=click.Path(path_type=Path),
@@ -31,7 +32,7 @@ Exit codes:
     help="A run of `prove` instead of a stack.",
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Traces listed.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@json_flag
 def trace_command(*, trace_id: str | None, stack_name: str | None, run: Path | None, limit: int, as_json: bool) -> int:
     """Show the spans of TRACE_ID as a waterfall; without it list the newest traces.
 
@@ -53,7 +54,6 @@ def trace_command(*, trace_id: str | None, stack_name: str | None, run: Path | N
 
 
 def _traces(stack_name: str | None, run: Path | None) -> "list[Trace]":
-    from ledgerproof.events_commands import service_config  # noqa: PLC0415 - slow to import
     from ledgerproof.traces import read_traces  # noqa: PLC0415 - slow to import
 
     if run is not None:
@@ -62,7 +62,7 @@ def _traces(stack_name: str | None, run: Path | None) -> "list[Trace]":
             raise EnvironmentProblem(f"{run} is not a run folder: no such directory")
         folder = places[0] / TRACES_FOLDER
     else:
-        named = service_config(stack_name, None).trace_folder
+        named = running_stack(stack_name).config.trace_folder
         if named is None:
             raise EnvironmentProblem("this service sends its traces elsewhere: it has no trace_folder")
         folder = Path(named)
