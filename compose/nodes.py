@@ -31,6 +31,10 @@ READY_TRY_S = 2.0
 """One question whether a node is ready waits this long at most."""
 READY_POLL_S = 0.05
 PORT_FREE_TIMEOUT_S = 15.0
+WORKER_NICENESS = 10
+"""A worker that is late leaves a backlog; an answer that is late is lost. A tenth of the weight of the others."""
+KAFKA_NICENESS = 5
+"""Only workers wait for it; less far back than they are, for it has leases to keep."""
 TAIL_LINES = 15
 TAIL_BYTES = 16_384
 PAUSE_FILE = "pause"
@@ -175,8 +179,18 @@ def wait_ready(node: NodeRecord, redis_password: str, timeout_s: float, go_on: C
                     f"{node.name} is not ready after {timeout_s:g} s ({error}){tail_for_message(node)}"
                 ) from error
         else:
+            # Only now: with less than its share of a busy machine a process takes long to start.
+            if node.process is not None and (behind := _niceness(node)):
+                processes.give_way(node.process, behind)
             return
         time.sleep(READY_POLL_S)
+
+
+def _niceness(node: NodeRecord) -> int:
+    """Return how far a node stands back behind those that a caller waits for: the API, Postgres and Redis."""
+    if node.kind == "kafka":
+        return KAFKA_NICENESS
+    return WORKER_NICENESS if node.kind == "service" and service.role_of(node.name) != service.ANSWERING_ROLE else 0
 
 
 def current_pause(node: NodeRecord) -> str | None:

@@ -110,6 +110,20 @@ def identify(pid: int) -> Identity | None:
     return row.identity if row else None
 
 
+def give_way(who: Identity, niceness: int) -> None:
+    """Let a session leader and its group run only with the CPU time that others leave; best effort.
+
+    Niceness says that to the scheduler, and only between processes of one session where sessions are grouped
+    (Linux' autogroups), whose own niceness counts then.
+    """
+    if not is_alive(who):
+        return
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, os.getpgid(who.pid), niceness)
+    with contextlib.suppress(OSError):
+        (_PROC / str(who.pid) / "autogroup").write_text(str(niceness))
+
+
 def is_alive(who: Identity | None) -> bool:
     """Return whether exactly this process is alive (running, sleeping or stopped)."""
     if who is None:

@@ -66,6 +66,10 @@ def command(node: NodeRecord) -> list[str]:
     return program if node.grpc_port is None else [*program, "--grpc-port", str(node.grpc_port)]
 
 
+ANSWERING_ROLE = "api"
+"""The role whose callers wait for it; all others work behind the answers."""
+
+
 def role_of(name: str) -> str:
     """Return what a process of the service does, by its node's name."""
     return name.rstrip("0123456789")

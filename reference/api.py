@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from reference import metrics, web
 from reference.admission import Admission, Needs
@@ -75,16 +75,19 @@ METHODS = ("GET", "POST")
 
 
 class Route:
-    """One operation: its handler, and its metrics bound once, because a look-up by labels costs more than a count."""
+    """One operation: its handler, and its metrics bound once, because a look-up by labels costs more than a count.
 
-    __slots__ = ("_requests", "errors", "handle", "name", "needs", "seconds")
+    They are bound by the first request: series of operations that nobody asks for would make each scrape, which
+    stops the event loop, several times as long.
+    """
+
+    __slots__ = ("_requests", "_seconds", "handle", "name", "needs")
 
     def __init__(self, name: str, needs: Needs, handle: Handler) -> None:
         self.name = name
         self.needs = needs
         self.handle = handle
-        self.seconds = metrics.HTTP_SECONDS.labels(name)
-        self.errors = metrics.HTTP_ERRORS.labels(name)
+        self._seconds: Histogram | None = None
         self._requests: dict[int, Counter] = {}
 
     def count(self, status: int, seconds: float) -> None:
@@ -93,9 +96,11 @@ class Route:
         if counter is None:
             counter = self._requests[status] = metrics.HTTP_REQUESTS.labels(self.name, status)
         counter.inc()
-        self.seconds.observe(seconds)
+        if self._seconds is None:
+            self._seconds = metrics.HTTP_SECONDS.labels(self.name)
+        self._seconds.observe(seconds)
         if status >= 500:
-            self.errors.inc()
+            metrics.HTTP_ERRORS.labels(self.name).inc()
 
 
 class Api:

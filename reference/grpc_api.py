@@ -82,7 +82,6 @@ class Method:
         self.request = request
         self.needs = needs
         self.answer = answer
-        self.seconds = metrics.GRPC_SECONDS.labels(name)
 
     def decode(self, raw: bytes) -> Message | None:
         """Return the request, or None where the bytes are none: the library would answer that INTERNAL."""
@@ -93,7 +92,7 @@ class Method:
 
     def count(self, code: Code, seconds: float) -> None:
         """Count one answer."""
-        self.seconds.observe(seconds)
+        metrics.GRPC_SECONDS.labels(self.name).observe(seconds)
         metrics.GRPC_REQUESTS.labels(self.name, code.name).inc()
 
 

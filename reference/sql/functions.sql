@@ -220,11 +220,16 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
                                                    ELSE lower(l.type) END,
                     'amount_minor', abs(l.amount)) END
       FROM unnest(p_user, p_key) WITH ORDINALITY AS c (user_id, key, no)
-      LEFT JOIN wallet_ledger l
-        ON l.shard = (c.user_id % 100)::smallint AND l.user_id = c.user_id AND l.idempotent_key = c.key
-      LEFT JOIN bets b ON b.shard = l.shard AND b.user_id = l.user_id AND b.bet_id = l.bet_id AND b.seq = l.seq
-      LEFT JOIN refusals r
-        ON r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id AND r.idempotent_key = c.key
+      -- LIMIT 1 keeps the look-ups what they are: without it, the plan may be to scan everything.
+      LEFT JOIN LATERAL (SELECT * FROM wallet_ledger w
+                          WHERE w.shard = (c.user_id % 100)::smallint AND w.user_id = c.user_id
+                            AND w.idempotent_key = c.key LIMIT 1) l ON true
+      LEFT JOIN LATERAL (SELECT * FROM bets n
+                          WHERE n.shard = l.shard AND n.user_id = l.user_id AND n.bet_id = l.bet_id
+                            AND n.seq = l.seq LIMIT 1) b ON true
+      LEFT JOIN LATERAL (SELECT * FROM refusals n
+                          WHERE n.shard = (c.user_id % 100)::smallint AND n.user_id = c.user_id
+                            AND n.idempotent_key = c.key LIMIT 1) r ON true
 $$;
 
 -- True, or the error LP002: a read of a wallet whose shard is not here must not look like a wallet without entries.

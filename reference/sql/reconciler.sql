@@ -155,6 +155,7 @@ SELECT shard, user_id, seq, type, amount, contra, match_id, bet_id, settlement_v
 
 -- name: new_entries
 -- $1 the events after this id, of which $2 are read, $3 entries since then must have theirs among those.
+-- Here and below, LIMIT 1 in a look-up by a whole key keeps it one: without it, the plan may be to scan everything.
 WITH l AS MATERIALIZED ({fresh}),
 recent AS MATERIALIZED (
     SELECT id, event_id, event_type, partition_key, payload,
@@ -174,7 +175,7 @@ SELECT CASE WHEN l.seq > 1 AND p.seq IS NULL THEN 'LEDGER_GAP'
             END AS found
   FROM l
   LEFT JOIN LATERAL (SELECT w.seq, w.balance_snapshot FROM wallet_ledger w
-                      WHERE w.shard = l.shard AND w.user_id = l.user_id AND w.seq = l.seq - 1) p ON true
+                      WHERE w.shard = l.shard AND w.user_id = l.user_id AND w.seq = l.seq - 1 LIMIT 1) p ON true
  WHERE (l.seq > 1 AND p.seq IS NULL) OR l.balance_snapshot < 0
     OR l.balance_snapshot <> coalesce(p.balance_snapshot, 0) + l.amount
 UNION ALL
@@ -187,7 +188,8 @@ SELECT CASE WHEN l.seq IS NULL THEN 'ENTRY_MISSING' ELSE 'EVENT_DIFFERS' END, e.
        CASE WHEN l.seq IS NULL THEN 'an entry of this event' ELSE {entry_text} END, left(e.payload::text, 500)
   FROM e
   LEFT JOIN LATERAL (SELECT * FROM wallet_ledger w
-                      WHERE w.shard = (e.user_id % 100)::smallint AND w.user_id = e.user_id AND w.seq = e.seq) l ON true
+                      WHERE w.shard = (e.user_id % 100)::smallint AND w.user_id = e.user_id AND w.seq = e.seq
+                      LIMIT 1) l ON true
  WHERE l.seq IS NULL OR {entry_event_differs}
 UNION ALL
 SELECT CASE WHEN b.bet_id IS NULL THEN 'BET_MISSING' ELSE 'BET_DIFFERS' END, l.user_id, l.seq, l.match_id::text,
@@ -195,7 +197,7 @@ SELECT CASE WHEN b.bet_id IS NULL THEN 'BET_MISSING' ELSE 'BET_DIFFERS' END, l.u
        coalesce(format('bet %s, match %s, reserve %s', b.bet_id, b.match_id, b.reserve), 'no bet')
   FROM l
   LEFT JOIN LATERAL (SELECT * FROM bets n
-                      WHERE n.shard = l.shard AND n.user_id = l.user_id AND n.bet_id = l.bet_id) b ON true
+                      WHERE n.shard = l.shard AND n.user_id = l.user_id AND n.bet_id = l.bet_id LIMIT 1) b ON true
  WHERE l.type = 'DEBIT' AND l.contra = 'ESCROW' AND l.settlement_version IS NULL
    AND (b.bet_id IS NULL OR b.seq <> l.seq OR b.match_id IS DISTINCT FROM l.match_id OR b.reserve <> -l.amount)
 UNION ALL
@@ -204,9 +206,9 @@ SELECT CASE WHEN w.seq IS NULL THEN 'PROJECTION_AHEAD' ELSE 'PROJECTION_DIFFERS'
        format('seq %s, balance %s', p.seq, p.balance)
   FROM (SELECT DISTINCT shard, user_id FROM l) d
   CROSS JOIN LATERAL (SELECT * FROM wallet_balance_projection n
-                       WHERE n.shard = d.shard AND n.user_id = d.user_id) p
+                       WHERE n.shard = d.shard AND n.user_id = d.user_id LIMIT 1) p
   LEFT JOIN LATERAL (SELECT n.seq, n.balance_snapshot FROM wallet_ledger n
-                      WHERE n.shard = p.shard AND n.user_id = p.user_id AND n.seq = p.seq) w ON true
+                      WHERE n.shard = p.shard AND n.user_id = p.user_id AND n.seq = p.seq LIMIT 1) w ON true
  WHERE p.balance IS DISTINCT FROM w.balance_snapshot
 
 -- name: count_fresh
@@ -217,7 +219,8 @@ SELECT count(*) FROM ({fresh}) l
 SELECT k.user_id, k.seq, l.balance_snapshot AS balance
   FROM unnest($1::bigint[], $2::bigint[]) AS k (user_id, seq)
  CROSS JOIN LATERAL (SELECT w.balance_snapshot FROM wallet_ledger w
-                      WHERE w.shard = (k.user_id % 100)::smallint AND w.user_id = k.user_id AND w.seq = k.seq) l
+                      WHERE w.shard = (k.user_id % 100)::smallint AND w.user_id = k.user_id AND w.seq = k.seq
+                      LIMIT 1) l
 
 -- name: heads_of
 SELECT k.user_id, coalesce(l.seq, 0) AS seq
@@ -307,8 +310,10 @@ SELECT o.user_id, o.bet_id::text AS bet_id
 -- What these bets have put into escrow and not taken out, by the indexes on bets and on business keys.
 SELECT coalesce(-sum(e.amount), 0)::numeric AS held
   FROM unnest($1::bigint[], $2::uuid[]) AS k (user_id, bet_id)
-  JOIN bets b ON b.shard = (k.user_id % 100)::smallint AND b.user_id = k.user_id AND b.bet_id = k.bet_id
-             AND b.shard = ANY ($3::smallint[])
+ CROSS JOIN LATERAL (
+     SELECT n.shard, n.user_id, n.seq, n.bet_id FROM bets n
+      WHERE n.shard = (k.user_id % 100)::smallint AND n.user_id = k.user_id AND n.bet_id = k.bet_id
+        AND n.shard = ANY ($3::smallint[]) LIMIT 1) b
  CROSS JOIN LATERAL (
      SELECT l.amount FROM wallet_ledger l WHERE l.shard = b.shard AND l.user_id = b.user_id AND l.seq = b.seq
      UNION ALL

@@ -15,6 +15,7 @@ from compose.processes import (
     Identity,
     Machine,
     Process,
+    give_way,
     identify,
     is_alive,
     kill_tree,
@@ -222,3 +223,23 @@ def test_processes_of_another_container_or_host_are_not_judged() -> None:
     assert place_of(Machine(here.host, here.boot, "pid:[1]")) == "elsewhere"
     assert place_of(Machine(here.host, "another boot", here.pid_namespace)) == "before this boot"
     assert place_of(Machine("another", "another boot", here.pid_namespace)) == "elsewhere"
+
+
+def test_a_process_that_gives_way_does_so_with_its_children_and_threads(token: Path) -> None:
+    code = "import os, threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n" + FAMILY
+    who = start(code, token)
+    until(lambda: len(members(process_table(), token)) == 3 and len(list(Path(f"/proc/{who.pid}/task").iterdir())) == 2)
+    give_way(who, 7)
+    for row in members(process_table(), token):
+        for thread in Path(f"/proc/{row.identity.pid}/task").iterdir():
+            assert os.getpriority(os.PRIO_PROCESS, int(thread.name)) == 7
+    grouped = Path(f"/proc/{who.pid}/autogroup")
+    if grouped.exists():
+        assert grouped.read_text().split()[-1] == "7"
+    assert os.getpriority(os.PRIO_PROCESS, 0) == 0, "the caller itself does not"
+
+
+def test_giving_way_for_a_process_that_has_ended_is_no_error(token: Path) -> None:
+    who = start("pass", token)
+    until(lambda: not is_alive(who))
+    give_way(who, 7)
