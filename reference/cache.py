@@ -9,10 +9,14 @@ died, Redis came back empty) begins a new epoch, which empties the cache of that
 was read before that arrives too late and is refused (decision 0014).
 """
 
+import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -25,6 +29,10 @@ EPOCH_PREFIX = "balance-epoch:"
 TTL_MS = 60_000
 """Wallets that nobody touches make room."""
 TIMEOUT_S = 0.1
+ASKERS_MAX = 2
+"""Questions of one process under way at once: while one is answered, the next gathers what comes."""
+ASKED_MAX = 256
+"""Wallets in one question."""
 OPEN_CIRCUIT_S = 1.0
 """After a failure Redis is left alone for this long."""
 HOLD_MAX_S = 10.0
@@ -88,6 +96,20 @@ class Cached:
 NOTHING = Cached(None, None, 0)
 
 
+def _cached(user_id: int, epoch_text: str | None, text: str | None) -> Cached:
+    """Read what Redis holds for a server's epoch and for a wallet of that server; what cannot be read is nothing."""
+    try:
+        epoch, complete_at_ms = (epoch_text or "").split(" ")
+        known = Cached(None, epoch, int(complete_at_ms))
+    except ValueError:
+        return NOTHING
+    with suppress(ValueError):
+        seq, balance, updated_at_ms, written_in = (text or "").split(" ")
+        if written_in == epoch:
+            return replace(known, balance=Balance(user_id, int(balance), int(seq), int(updated_at_ms)))
+    return known
+
+
 class Cache:
     """Balances in Redis, fenced by epoch and `seq`."""
 
@@ -105,6 +127,8 @@ class Cache:
         self._begin_script = self._redis.register_script(_BEGIN)
         self._vouch_script = self._redis.register_script(_VOUCH)
         self._closed_until = 0.0
+        self._wanted: deque[tuple[str, int, asyncio.Future[Cached]]] = deque()
+        self._askers: set[asyncio.Task[None]] = set()
 
     @property
     def available(self) -> bool:
@@ -112,24 +136,39 @@ class Cache:
         return time.monotonic() >= self._closed_until
 
     async def get(self, server: str, user_id: int) -> Cached:
-        """Return what is cached for a wallet of a server; nothing when Redis does not answer."""
+        """Return what is cached for a wallet of a server; nothing when Redis does not answer.
+
+        Calls that come while Redis is being asked are asked together afterwards: a question costs this process
+        far more than the wallets in it.
+        """
         if not self.available:
             return NOTHING
-        try:
-            found = await self._redis.mget(EPOCH_PREFIX + server, f"{KEY_PREFIX}{user_id}")
-        except (RedisError, OSError, TimeoutError):
-            self._failed()
-            return NOTHING
-        epoch_text, text = (None if value is None else str(value) for value in found)
-        if epoch_text is None:
-            return NOTHING
-        epoch, complete_at_ms = epoch_text.split(" ")
-        if text is not None:
-            seq, balance, updated_at_ms, written_in = text.split(" ")
-            if written_in == epoch:
-                value = Balance(user_id, int(balance), int(seq), int(updated_at_ms))
-                return Cached(value, epoch, int(complete_at_ms))
-        return Cached(None, epoch, int(complete_at_ms))
+        answer: asyncio.Future[Cached] = asyncio.get_running_loop().create_future()
+        self._wanted.append((server, user_id, answer))
+        if len(self._askers) < ASKERS_MAX:
+            asker = asyncio.create_task(self._ask())
+            self._askers.add(asker)
+            asker.add_done_callback(self._askers.discard)
+        return await answer
+
+    async def _ask(self) -> None:
+        """Ask for what is wanted until nothing is; every answer awaited comes, whatever happens."""
+        while self._wanted:
+            asked = [self._wanted.popleft() for _ in range(min(len(self._wanted), ASKED_MAX))]
+            servers = list(dict.fromkeys(server for server, _, _ in asked))
+            found: list[Any] = [None] * (len(servers) + len(asked))
+            try:
+                found = await self._redis.mget(
+                    *(EPOCH_PREFIX + server for server in servers),
+                    *(f"{KEY_PREFIX}{user_id}" for _, user_id, _ in asked),
+                )
+            except (RedisError, OSError, TimeoutError):
+                self._failed()
+            finally:
+                epochs = dict(zip(servers, found, strict=False))
+                for (server, user_id, answer), text in zip(asked, found[len(servers) :], strict=True):
+                    if not answer.done():
+                        answer.set_result(_cached(user_id, epochs[server], text))
 
     async def put(self, server: str, epoch: str, balances: Sequence[Balance], read_since: float) -> str | None:
         """Write balances of a server that were read from the projection after `epoch` was learnt.
@@ -161,7 +200,8 @@ class Cache:
         return await self._run(self._vouch_script, [EPOCH_PREFIX + server], [epoch, complete_at_ms])
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections once what was asked is answered."""
+        await asyncio.gather(*self._askers, return_exceptions=True)
         await self._redis.aclose()
 
     async def _run(self, script: object, keys: list[str], args: list[str | int]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import asyncpg
+import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
@@ -584,6 +585,36 @@ async def test_a_late_write_loses_by_seq_and_by_epoch(cache) -> None:
     # And a value that was held back too long is not written at all.
     assert await cache.put(server, second, [Balance(user_id, 30, 3, 1)], now - 3600) is None
     await cache._redis.delete(EPOCH_PREFIX + server, f"{KEY_PREFIX}{user_id}")
+
+
+async def test_wallets_that_are_asked_for_together_get_their_own_answers(cache) -> None:
+    servers = [f"test-{uuid.uuid4().hex}" for _ in range(2)]
+    epochs = {server: await cache.begin(server, None) for server in servers}
+    wallets = {fresh_wallet(): servers[number % 2] for number in range(600)}
+    for server, epoch in epochs.items():
+        known = [Balance(user_id, 7 * user_id, 1, 1) for user_id, own in wallets.items() if own == server]
+        assert await cache.put(server, epoch, known, time.monotonic()) == epoch
+    garbled = next(iter(wallets))
+    await cache._redis.set(f"{KEY_PREFIX}{garbled}", "neither seq nor balance")
+    asked = [*wallets.items(), (fresh_wallet(), servers[0]), (garbled, "no such server")]
+    found = await asyncio.gather(*(cache.get(server, user_id) for user_id, server in asked))
+    for (user_id, server), one in zip(asked, found, strict=True):
+        is_known = user_id in wallets and user_id != garbled
+        assert one.balance == (Balance(user_id, 7 * user_id, 1, 1) if is_known else None)
+        assert one.epoch == epochs.get(server)
+    # A wallet that nobody could read counts again as soon as it is written.
+    written = Balance(garbled, 5, 2, 1)
+    await cache.put(wallets[garbled], epochs[wallets[garbled]], [written], time.monotonic())
+    assert (await cache.get(wallets[garbled], garbled)).balance == written
+    await cache._redis.delete(*(EPOCH_PREFIX + name for name in servers), *(f"{KEY_PREFIX}{user}" for user in wallets))
+
+
+async def test_everybody_who_waits_for_a_redis_that_fails_gets_an_answer(service_config) -> None:
+    lost = Cache(msgspec.structs.replace(service_config, redis_port=1))
+    found = await asyncio.gather(*(lost.get("pg0", user_id) for user_id in range(1, 600)))
+    assert {(one.balance, one.epoch) for one in found} == {(None, None)}
+    assert not lost.available
+    await lost.close()
 
 
 async def cached_seq(cache: Cache, service_config: ServiceConfig, api: Store, user_id: int, seq: int) -> bool:
