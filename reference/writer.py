@@ -6,7 +6,7 @@ whose `definite` says whether the command certainly did not happen; nothing is a
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -32,6 +32,13 @@ from reference.tracing import Tracing, is_sampled
 RECONNECT_AFTER_S = 0.1
 """After a failed connection attempt commands are refused at once for this long."""
 SWEEP_EVERY_S = 0.1
+HOT_COMMANDS = 8
+"""A wallet with more commands than this in one batch is hot: it is posted to by a lane of its own."""
+HOT_BATCH = 16
+"""Commands of hot wallets posted by one transaction at most while other wallets are posted to: few, so that no batch
+of theirs waits long for the processor or for the log."""
+HOT_REST = 9.0
+"""After such a batch the lane rests this many times as long as it took: the others have the rest of the server."""
 LINGER_FROM = 20
 """Commands in one sweep from which a small batch waits `writer_linger_ms` for company: fewer would wait in vain."""
 LINGER_BATCH = 64
@@ -139,6 +146,13 @@ class Writer:
         self._created_by = created_by
         self._tracing = tracing
         self._queue: deque[_Waiting] = deque()
+        self._hot: deque[_Waiting] = deque()
+        self._hot_commands: Counter[int] = Counter()
+        """Commands in the hot lane by wallet, those being posted included; a wallet that is here stays in its lane."""
+        self._hot_arrived = asyncio.Event()
+        self._hot_connection: asyncpg.Connection | None = None
+        self._others_posted = False
+        """Whether a batch of other wallets was posted since the newest one of hot wallets."""
         self._arrived = asyncio.Event()
         self._connection: asyncpg.Connection | None = None
         self._down_until = 0.0
@@ -146,6 +160,7 @@ class Writer:
         self._idle = asyncio.Event()
         self._draining = False
         self._batch_began_s: float | None = None
+        self._hot_began_s: float | None = None
         self._arrivals = 0
         self._lingers = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -153,17 +168,20 @@ class Writer:
 
     def start(self) -> None:
         """Start the batching loop."""
-        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._sweep())]
+        self._tasks = [asyncio.create_task(loop) for loop in (self._run(), self._run_hot(), self._sweep())]
 
     @property
     def batch_age_s(self) -> float:
-        """How long the batch under way has been in the database; 0 without one."""
-        return 0.0 if self._batch_began_s is None else time.monotonic() - self._batch_began_s
+        """How long the oldest batch under way has been in the database; 0 without one."""
+        now = time.monotonic()
+        return max(
+            (now - began for began in (self._batch_began_s, self._hot_began_s) if began is not None), default=0.0
+        )
 
     async def stop(self) -> None:
         """Post what was admitted, refuse what comes later, then close the connection."""
         self._draining = True
-        if self._queue or self._busy:
+        while self._queue or self._busy or self._hot_commands:
             self._idle.clear()
             await self._idle.wait()
         await asyncio.gather(*self._singles, return_exceptions=True)
@@ -171,8 +189,9 @@ class Writer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_queue(ServerUnavailable("this process is stopping"))
-        if self._connection is not None:
-            self._connection.terminate()
+        for connection in (self._connection, self._hot_connection):
+            if connection is not None:
+                connection.terminate()
 
     async def post(self, posting: Posting) -> Posted:
         """Post one command and return its answer.
@@ -190,11 +209,16 @@ class Writer:
         now = time.monotonic()
         if self._draining or now < self._down_until:
             raise ServerUnavailable(f"{self._name} is not available; try again")
-        if len(self._queue) >= self._store.config.writer_queue:
-            raise QueueFull(f"{len(self._queue)} commands are waiting for {self._name}")
+        waiting = len(self._queue) + len(self._hot)
+        if waiting >= self._store.config.writer_queue:
+            raise QueueFull(f"{waiting} commands are waiting for {self._name}")
         future: asyncio.Future[Posted] = asyncio.get_running_loop().create_future()
+        admitted = _Waiting(posting, future, now + self._store.config.command_deadline_ms / 1000)
+        if posting.user_id in self._hot_commands:
+            self._enter_hot_lane(admitted)
+            return future
         self._arrivals += 1
-        self._queue.append(_Waiting(posting, future, now + self._store.config.command_deadline_ms / 1000))
+        self._queue.append(admitted)
         self._arrived.set()
         return future
 
@@ -203,9 +227,12 @@ class Writer:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             now = time.monotonic()
-            while self._queue and self._queue[0].deadline < now:
-                waiting = self._queue.popleft()
-                _fail(waiting, DeadlineExceeded(f"waited too long for {self._name}"))
+            for queue in (self._queue, self._hot):
+                while queue and queue[0].deadline < now:
+                    waiting = queue.popleft()
+                    if queue is self._hot:
+                        self._left_hot_lane([waiting])
+                    _fail(waiting, DeadlineExceeded(f"waited too long for {self._name}"))
             self._lingers = self._arrivals >= LINGER_FROM
             self._arrivals = 0
             metrics.WRITER_QUEUE.labels(self._name).set(len(self._queue))
@@ -222,18 +249,79 @@ class Writer:
                 if batch:
                     await self._post_batch(batch)
                     self._batch_began_s = None
+                    self._others_posted = True
             self._busy = False
             self._idle.set()
 
+    async def _run_hot(self) -> None:
+        """Post the commands of hot wallets over a connection of their own.
+
+        Two processes that post to one wallet wait for each other's commits. Only these batches do: all other
+        wallets are posted by batches that hold no hot one.
+        """
+        while True:
+            await self._hot_arrived.wait()
+            self._hot_arrived.clear()
+            while self._hot:
+                started = time.monotonic()
+                alone = not (self._others_posted or self._busy)
+                self._others_posted = False
+                batch = self._take_hot_batch(self._store.config.writer_batch if alone else HOT_BATCH)
+                self._hot_began_s = started
+                await self._post_hot_batch(batch)
+                self._hot_began_s = None
+                self._left_hot_lane(batch)
+                if self._hot and (self._others_posted or self._busy) and not self._draining:
+                    await asyncio.sleep(HOT_REST * (time.monotonic() - started))
+            self._idle.set()
+
+    def _take_hot_batch(self, size: int) -> list[_Waiting]:
+        """Take the oldest commands of the lane up to the second one of a (user, key)."""
+        batch: dict[tuple[int, str], _Waiting] = {}
+        while self._hot and len(batch) < size:
+            identity = (self._hot[0].posting.user_id, self._hot[0].posting.key)
+            if identity in batch:
+                break
+            batch[identity] = self._hot.popleft()
+        return list(batch.values())
+
+    async def _post_hot_batch(self, batch: list[_Waiting]) -> None:
+        try:
+            if self._hot_connection is None or self._hot_connection.is_closed():
+                self._hot_connection = await self._store.connect(self._server)
+        except ServerUnavailable as error:
+            _fail_all(batch, error)
+            return
+        if not await self._post_over(self._hot_connection, batch):
+            self._hot_connection = None
+
+    def _left_hot_lane(self, batch: Sequence[_Waiting]) -> None:
+        for waiting in batch:
+            self._hot_commands[waiting.posting.user_id] -= 1
+            if not self._hot_commands[waiting.posting.user_id]:
+                del self._hot_commands[waiting.posting.user_id]
+
+    def _enter_hot_lane(self, waiting: _Waiting) -> None:
+        self._hot.append(waiting)
+        self._hot_commands[waiting.posting.user_id] += 1
+        self._hot_arrived.set()
+
     def _take_batch(self) -> list[_Waiting]:
-        """Take the oldest commands, at most one of each (user, key): a second one waits for the next batch."""
+        """Take the oldest commands, at most one of each (user, key): a second one waits for the next batch.
+
+        Those of a wallet that has many of them, or that is in the hot lane, all go there: its order is kept.
+        """
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._store.config.writer_batch))]
+        shares = Counter([waiting.posting.user_id for waiting in taken])
         batch: list[_Waiting] = []
         seen: set[tuple[int, str]] = set()
         later: list[_Waiting] = []
-        while self._queue and len(batch) < self._store.config.writer_batch:
-            waiting = self._queue.popleft()
-            identity = (waiting.posting.user_id, waiting.posting.key)
-            if identity in seen:
+        for waiting in taken:
+            user_id = waiting.posting.user_id
+            identity = (user_id, waiting.posting.key)
+            if shares[user_id] > HOT_COMMANDS or user_id in self._hot_commands:
+                self._enter_hot_lane(waiting)
+            elif identity in seen:
                 later.append(waiting)
             else:
                 seen.add(identity)
@@ -249,7 +337,13 @@ class Writer:
             _fail_all(batch, error)
             self._fail_queue(error)
             return
-        started = self._batch_began_s = time.monotonic()
+        self._batch_began_s = time.monotonic()
+        if not await self._post_over(connection, batch):
+            self._connection = None
+
+    async def _post_over(self, connection: asyncpg.Connection, batch: list[_Waiting]) -> bool:
+        """Post a batch and answer its commands; return whether the connection can still be used."""
+        started = time.monotonic()
         try:
             rows = await asyncio.wait_for(
                 post_entries(
@@ -264,15 +358,15 @@ class Writer:
             meaning = meaning_of(error)
             if isinstance(meaning, UnknownOutcome):
                 connection.terminate()
-                self._connection = None
                 _fail_all(batch, meaning)
-            else:
-                self._split(batch, meaning)
-            return
+                return False
+            self._split(batch, meaning)
+            return True
         took_s = time.monotonic() - started
         self._post_seconds.observe(took_s)
         self._trace(batch, took_s)
         await self._deliver(connection, batch, rows)
+        return True
 
     def _trace(self, batch: Sequence[_Waiting], took_s: float) -> None:
         """Record the committed batch in the trace of every command in it that has one."""
@@ -370,8 +464,12 @@ class Writer:
         return self._connection
 
     def _fail_queue(self, error: LedgerError) -> None:
-        while self._queue:
-            _fail(self._queue.popleft(), error)
+        for queue in (self._queue, self._hot):
+            while queue:
+                waiting = queue.popleft()
+                if queue is self._hot:
+                    self._left_hot_lane([waiting])
+                _fail(waiting, error)
 
 
 def _fail(waiting: _Waiting, error: LedgerError) -> None:

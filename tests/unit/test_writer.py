@@ -14,7 +14,7 @@ from reference.projector import newest
 from reference.relay import publishable
 from reference.store import Store
 from reference.tracing import Tracing
-from reference.writer import Posting, Writer, arguments, difference
+from reference.writer import HOT_COMMANDS, Posting, Writer, arguments, difference
 
 
 def _config(**changes: object) -> ServiceConfig:
@@ -66,6 +66,50 @@ def test_one_batch_never_holds_a_key_twice_and_keeps_the_order() -> None:
         return batches
 
     assert asyncio.run(scenario()) == [["1a", "2a", "1b"], ["1a"], ["1a"]]
+
+
+def test_a_wallet_with_many_commands_goes_to_its_own_lane_in_its_order() -> None:
+    async def scenario() -> tuple[list[int], list[str], list[int], list[str]]:
+        writer = _writer(_config())
+        waiting = [asyncio.ensure_future(writer.post(_posting(2 + n, "x"))) for n in range(2)]
+        waiting += [asyncio.ensure_future(writer.post(_posting(1, str(n)))) for n in range(HOT_COMMANDS + 1)]
+        await asyncio.sleep(0)
+        others = [item.posting.user_id for item in writer._take_batch()]
+        # While one of its commands is in the lane, the next ones are sent after it, however few they are.
+        waiting += [asyncio.ensure_future(writer.post(_posting(user, "last"))) for user in (1, 2)]
+        await asyncio.sleep(0)
+        then = [item.posting.user_id for item in writer._take_batch()]
+        first = writer._take_hot_batch(4)
+        rest = writer._take_hot_batch(100)
+        writer._left_hot_lane([*first, *rest])
+        waiting.append(asyncio.ensure_future(writer.post(_posting(1, "later"))))
+        await asyncio.sleep(0)
+        after = [item.posting.key for item in writer._take_batch()]
+        for future in waiting:
+            future.cancel()
+        return others, [item.posting.key for item in (*first, *rest)], then, after
+
+    others, lane, then, after = asyncio.run(scenario())
+    assert others == [2, 3]
+    assert lane == [*(str(n) for n in range(HOT_COMMANDS + 1)), "last"]
+    assert then == [2]
+    assert after == ["later"], "a wallet that has cooled down is one of the others again"
+
+
+def test_the_lane_of_hot_wallets_never_sends_a_key_twice_at_once_and_counts_as_waiting() -> None:
+    async def scenario() -> list[int]:
+        writer = _writer(_config(writer_queue=2 * HOT_COMMANDS))
+        waiting = [asyncio.ensure_future(writer.post(_posting(1, str(n % 12)))) for n in range(2 * HOT_COMMANDS)]
+        await asyncio.sleep(0)
+        assert writer._take_batch() == []
+        with pytest.raises(QueueFull):
+            await writer.post(_posting(7))
+        sizes = [len(writer._take_hot_batch(100)) for _ in range(2)]
+        for future in waiting:
+            future.cancel()
+        return sizes
+
+    assert asyncio.run(scenario()) == [12, 2 * HOT_COMMANDS - 12]
 
 
 def test_a_full_queue_refuses_before_anything_is_sent() -> None:
