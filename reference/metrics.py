@@ -32,6 +32,11 @@ DB_QUERY_SECONDS = Histogram(
     registry=REGISTRY,
 )
 
+DB_CONNECTIONS = Gauge("db_connection_active", "Connections to the database of a server", ["server"], registry=REGISTRY)
+DB_LOCKS = Gauge(
+    "db_locks_active", "Locks of a server that are held, and awaited", ["server", "state"], registry=REGISTRY
+)
+
 KAFKA_LAG = Gauge("kafka_consumer_lag", "Latest offset minus committed offset", ["group", "topic"], registry=REGISTRY)
 KAFKA_CONSUMED = Counter("kafka_messages_consumed_total", "Messages consumed", ["group", "topic"], registry=REGISTRY)
 KAFKA_PRODUCE_ERRORS = Counter("kafka_produce_errors_total", "Records not acknowledged", ["topic"], registry=REGISTRY)

@@ -115,6 +115,9 @@ class Reconciler:
             metrics.RECONCILIATION_MISMATCH.labels(server.name).set(row["mismatches"])
             metrics.DUPLICATE_ENTRIES.labels(server.name).set(row["duplicates"])
             metrics.PAYOUTS_PAUSED.labels(server.name).set(row["paused"])
+            metrics.DB_CONNECTIONS.labels(server.name).set(row["connections"])
+            for state in ("held", "awaited"):
+                metrics.DB_LOCKS.labels(server.name, state).set(row[f"locks_{state}"])
             for kind, column in ((Kind.FULL, "full_at"), (Kind.INCREMENTAL, "incremental_at")):
                 metrics.RECONCILIATION_LAST.labels(server.name, kind.value).set(row[column])
             if row["full_at"]:

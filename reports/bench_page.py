@@ -16,6 +16,7 @@ FIGURES = (
     ("http_single_bets_accepted", "Single bets accepted"),
     ("http_single_bets_sustained", "Single bets sustained"),
     ("http_bulk_bets", "Bets in bulk"),
+    ("grpc_single_bets", "Single bets over gRPC"),
     ("sql_function", "Posting function alone"),
     ("reads_redis", "Reads from the cache"),
     ("relay_events", "Relay"),

@@ -66,6 +66,11 @@ class Bench:
         """Ports of the API processes."""
         return [self.stack.port(name) for name in self.stack.nodes_of("api")]
 
+    @property
+    def grpc_ports(self) -> list[int]:
+        """Ports of the API processes for gRPC."""
+        return [self.stack.grpc_port(name) for name in self.stack.nodes_of("api")]
+
     def __post_init__(self) -> None:
         """Take a token for the API."""
         self.token = self.stack.token()
@@ -107,7 +112,7 @@ class Bench:
         window = play(plan, begin, lambda: readings.append(usage.cpu_seconds(self.stack)))
         used = usage.spent(*readings)
         used["generator"] = window.cpu_s
-        if plan.kind == "bets":
+        if plan.kind in ("bets", "grpc_bets"):
             self.acknowledged += window.accepted
         elif plan.kind == "bulk":
             self.acknowledged += window.counted

@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -27,6 +28,9 @@ import uvloop
 from ledgerproof.bench.arrivals import poisson
 from ledgerproof.bench.plan import Plan, Window
 from ledgerproof.bench.requests import build
+
+if TYPE_CHECKING:
+    from ledgerproof.bench.grpc_load import GrpcLoad
 
 TICK_S = 0.001
 """The event loop's timers have a resolution of a millisecond; everything due is sent at each."""
@@ -377,8 +381,16 @@ def _priority() -> str:
     return f"nice {os.getpriority(os.PRIO_PROCESS, 0)}"
 
 
+def _load_of(plan: Plan) -> "Load | GrpcLoad":
+    if plan.kind != "grpc_bets":
+        return prepare(plan)
+    from ledgerproof.bench.grpc_load import GrpcLoad  # noqa: PLC0415 - slow to import
+
+    return GrpcLoad(plan)
+
+
 async def _serve_plan(plan: Plan) -> Window:
-    load = prepare(plan)
+    load = _load_of(plan)
     await load.connect()
     gc.freeze()
     print("ready", flush=True)

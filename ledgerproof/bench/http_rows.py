@@ -1,4 +1,4 @@
-"""The rows that place bets through the HTTP interface: accepted, sustained, and in bulk."""
+"""The rows that place bets through the API: accepted, sustained and in bulk over HTTP, and one by one over gRPC."""
 
 import time
 from dataclasses import dataclass
@@ -25,6 +25,9 @@ FLOOR: Final = "floor_unnest"
 BULK_COMMANDS: Final = 1_000
 BULK_CONNECTIONS: Final = 3
 """Together they ask for less than a writer's queue holds."""
+GRPC_CALLS: Final = 64
+"""Calls under way at any time."""
+GRPC_RATE_MAX: Final = 10_000
 BULK_RATE_MAX: Final = 25_000
 """Commands are prepared for this many a second; a window that uses them up ends early."""
 
@@ -225,6 +228,40 @@ def bulk(bench: Bench) -> None:
     asked = window.due * BULK_COMMANDS
     if window.counted < ACCEPTED_SHARE_MIN * asked:
         ended(row, f"only {window.counted} of {asked} accepted: {window.statuses} {window.first_problem}")
+    bench.add(row)
+
+
+def over_grpc(bench: Bench) -> None:
+    """Measure single bets over gRPC, as many as its client and the service get through together."""
+    bench.open_workload()
+    age = bench.entries()
+    seconds = bench.sizes.read_s
+    plan = bench.plan(
+        "grpc_bets",
+        ports=bench.grpc_ports,
+        loop="closed",
+        duration_s=seconds,
+        connections=GRPC_CALLS,
+        requests_max=int(GRPC_RATE_MAX * seconds),
+    )
+    window, used = bench.measured(plan)
+    row = bench.row(
+        "grpc_single_bets",
+        rate=round(window.accepted_per_s, 1),
+        p50_ms=window.p50_ms,
+        p99_ms=window.p99_ms,
+        floor=FLOOR,
+        loop=f"closed, {GRPC_CALLS} calls",
+        data_age=age,
+        duration_s=round(window.duration_s, 2),
+        samples=window.due,
+        cpu_ms_per_op=usage.per_operation_ms(used, window.accepted),
+        fsync=FSYNC_KAFKA,
+        reason=f"the client used {window.cpu_share:.0%} of a core",
+        details={**generator_details(window), "statuses": window.statuses},
+    )
+    if window.accepted < ACCEPTED_SHARE_MIN * window.due:
+        ended(row, f"only {window.accepted} of {window.due} were accepted {window.statuses} {window.first_problem}")
     bench.add(row)
 
 

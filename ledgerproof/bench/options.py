@@ -14,6 +14,7 @@ ROW_NAMES: Final = (
     "http_single_bets_sustained",
     "http_single_bets_accepted",
     "http_bulk_bets",
+    "grpc_single_bets",
     "reads_redis",
     "reads_projection",
     "reads_ledger",

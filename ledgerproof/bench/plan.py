@@ -4,8 +4,9 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["bets", "bulk", "deposits", "balances", "static"]
-"""bets: one bet a request; bulk: many; deposits: open the wallets; balances: reads; static: GET /."""
+Kind = Literal["bets", "grpc_bets", "bulk", "deposits", "balances", "static"]
+"""bets: one bet a request; grpc_bets: the same over gRPC, closed loop only; bulk: many; deposits: open the wallets;
+balances: reads; static: GET /."""
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):

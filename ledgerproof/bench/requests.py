@@ -70,6 +70,8 @@ def build(plan: Plan, count: int) -> list[bytes]:
             users = list(range(plan.first_user, plan.first_user + plan.users))
             random.Random(plan.seed).shuffle(users)  # noqa: S311 - a workload, not a secret
             return [get(f"/v1/wallets/{user}/balance{plan.query}", plan.token) for user in users[:count]]
+        case "grpc_bets":
+            raise ValueError("calls of gRPC are not bytes of HTTP: grpc_load makes them")
         case "static":
             return [get("/", plan.token)] * count
 

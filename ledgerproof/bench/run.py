@@ -36,6 +36,7 @@ MEASURE: Final[dict[str, Callable[[Bench], None]]] = {
     "http_single_bets_sustained": http_rows.sustained,
     "http_single_bets_accepted": http_rows.accepted,
     "http_bulk_bets": http_rows.bulk,
+    "grpc_single_bets": http_rows.over_grpc,
     "reads_redis": read_rows.from_redis,
     "reads_projection": read_rows.from_projection,
     "reads_ledger": read_rows.from_ledger,

@@ -391,7 +391,10 @@ SELECT coalesce(sum(r.findings) FILTER (WHERE r.run_no >= coalesce(f.last_full, 
            ::float8 AS full_at,
        coalesce(extract(epoch FROM max(r.started_at) FILTER (WHERE r.kind = 'INCREMENTAL' AND r.state <> 'INCOMPLETE')),
                 0)::float8 AS incremental_at,
-       (SELECT paused FROM payout_gate) AS paused
+       (SELECT paused FROM payout_gate) AS paused,
+       (SELECT numbackends FROM pg_stat_database WHERE datname = current_database()) AS connections,
+       (SELECT count(*) FROM pg_locks WHERE granted) AS locks_held,
+       (SELECT count(*) FROM pg_locks WHERE NOT granted) AS locks_awaited
   FROM (SELECT max(run_no) AS last_full FROM reconciliations WHERE kind = 'FULL' AND state <> 'INCOMPLETE') f
   LEFT JOIN reconciliations r ON true
 

@@ -560,6 +560,30 @@ async def test_the_process_shows_findings_of_every_pass_as_metrics_and_logs_them
     await until(calm)
 
 
+async def test_the_process_shows_connections_and_locks_of_every_server(world: World) -> None:
+    port = world.stack.port("reconciler0")
+
+    async def shown(name: str) -> float:
+        text = await asyncio.to_thread(_answer, f"http://127.0.0.1:{port}/metrics")
+        return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
+
+    async def has(name: str, least: float, most: float = 1e9) -> bool:
+        return least <= await shown(name) <= most
+
+    await until(lambda: has('db_locks_active{server="pg1",state="awaited"}', 0, 0))
+    before = await shown('db_connection_active{server="pg1"}')
+    holder, waiter = [await world.owner_of(1) for _ in range(2)]
+    await holder.execute("SELECT pg_advisory_lock(4711)")
+    waiting = asyncio.create_task(waiter.execute("SELECT pg_advisory_lock(4711)"))
+    await until(lambda: has('db_locks_active{server="pg1",state="awaited"}', 1))
+    await until(lambda: has('db_connection_active{server="pg1"}', before + 1))
+    assert await shown('db_locks_active{server="pg1",state="held"}') >= 1
+    await holder.execute("SELECT pg_advisory_unlock(4711)")
+    await waiting
+    await until(lambda: has('db_locks_active{server="pg1",state="awaited"}', 0, 0))
+    await asyncio.gather(holder.close(), waiter.close())
+
+
 async def test_stored_results_name_the_finding_and_are_bounded(world: World) -> None:
     owner = await world.owner_of(0)
     users = [fresh_wallet(world.config, 0) for _ in range(130)]
