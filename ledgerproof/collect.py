@@ -28,6 +28,7 @@ from reference import matcher, projector, settler
 from reference.bus import topics
 from reference.cache import KEY_PREFIX
 from reference.config import ServerConfig, ServiceConfig
+from reference.store import DRIVER_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -243,11 +244,11 @@ async def auditor(config: ServiceConfig, server: ServerConfig) -> "AsyncIterator
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COPY_TIMEOUT_S,
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DRIVER_ERRORS as error:
         raise NotCollected(f"cannot read {server.name}: {error}") from error
     try:
         yield connection
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DRIVER_ERRORS as error:
         raise NotCollected(f"reading {server.name} failed: {error}") from error
     finally:
         connection.terminate()

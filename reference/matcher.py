@@ -24,7 +24,7 @@ from reference.config import ServiceConfig
 from reference.orderbook import Book, Fill, Order
 from reference.service import always_ready, run_worker
 from reference.sql import load_sql
-from reference.store import Store, columns, meaning_of
+from reference.store import DRIVER_ERRORS, Store, columns, meaning_of
 from reference.tracing import Tracing, is_sampled
 
 log = logging.getLogger("ledgerproof.matcher")
@@ -435,7 +435,7 @@ class Matcher:
         except BaseException as error:
             # The transaction may still be open, and whether it committed may be unknown.
             self._drop(server)
-            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | TimeoutError):
+            if isinstance(error, DRIVER_ERRORS):
                 raise meaning_of(error) from error
             raise
         if result.unknown:

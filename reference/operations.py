@@ -3,13 +3,12 @@
 from datetime import datetime
 from typing import Any
 
-import asyncpg
 import msgspec
 
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.sql import load_sql
-from reference.store import connect, hang_up, meaning_of
+from reference.store import DRIVER_ERRORS, connect, hang_up, meaning_of
 
 ROLE = "ledger_operator"
 TIMEOUT_MS = 30_000
@@ -79,7 +78,7 @@ async def _fetch(config: ServiceConfig, index: int, query: str, *args: object) -
     connection = await connect(config.servers[index], ROLE, config.passwords[ROLE], statement_timeout_ms=TIMEOUT_MS)
     try:
         rows = await connection.fetch(load_sql("reconciler")[query], *args, timeout=TIMEOUT_MS / 1000 + 1)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except DRIVER_ERRORS as error:
         raise meaning_of(error) from error
     finally:
         await hang_up(connection)

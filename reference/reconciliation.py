@@ -35,7 +35,7 @@ from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable
 from reference.routing import SHARDS, shard_of, shard_of_match
 from reference.sql import load_sql
-from reference.store import LEADER_CLASS, connect, hang_up, meaning_of
+from reference.store import DRIVER_ERRORS, LEADER_CLASS, connect, hang_up, meaning_of
 from reference.topic_audit import TOPICS, Known, Offsets, Partition, Record, Records, TopicsUnreadable
 from reference.uuid7 import uuid7
 
@@ -299,7 +299,7 @@ class Pass:
     async def _open(self, server: _Server, stack: AsyncExitStack) -> None:
         try:
             server.fresh = await self._connect(server, stack)
-        except (ServerUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (ServerUnavailable, *DRIVER_ERRORS) as error:
             self._problem(server, f"cannot be reached: {error}")
 
     async def _locked(self, *, wait: bool) -> bool:
@@ -319,7 +319,7 @@ class Pass:
                     "SELECT pg_try_advisory_lock($1, $2)", LEADER_CLASS, RECONCILER_LEADER, timeout=ANSWER_TIMEOUT_S
                 ):
                     return False
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except DRIVER_ERRORS as error:
                 server.fresh = None
                 self._problem(server, f"went away: {error}")
         return True
@@ -341,7 +341,7 @@ class Pass:
                         server.marks = {row["name"]: row["position"] for row in marks}
                         server.at = at
                     setattr(server, name, connection)
-                except (LedgerError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                except (LedgerError, *DRIVER_ERRORS) as error:
                     self._problem(server, f"went away: {error}")
 
     async def _check(self) -> None:
@@ -354,7 +354,7 @@ class Pass:
         """Run the checks of one server; what cannot be read is a problem of that server only."""
         try:
             await check(server)
-        except (LedgerError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (LedgerError, *DRIVER_ERRORS) as error:
             self._problem(server, f"not read to its end: {meaning_of(error)}")
 
     async def _over_all(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
@@ -366,10 +366,7 @@ class Pass:
             LedgerError,
             TopicsUnreadable,
             RedisError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            OSError,
-            TimeoutError,
+            *DRIVER_ERRORS,
         ) as error:
             for server in self._chosen:
                 self._problem(server, f"{name} not read: {type(error).__name__}: {error}")
@@ -409,7 +406,7 @@ class Pass:
         try:
             async with server.lock:
                 changed = await server.fresh.fetchval(self._sql["pause"], "reconciler", reason, self._run_id)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             self._problem(server, f"payouts could not be paused: {error}")
             return
         server.gate_closed = True
@@ -930,7 +927,7 @@ class Pass:
                     marks = server.new_marks
                     await connection.execute(self._sql["save_marks"], list(marks), list(marks.values()))
                 await connection.execute(self._sql["forget_runs"], RUNS_KEPT)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             report.state = "FINDINGS" if report.total else "INCOMPLETE"
             self._problem(server, f"the result could not be stored: {error}")
 

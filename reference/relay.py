@@ -26,7 +26,7 @@ from reference.commands import TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.service import STOP_WITHIN_S, always_ready, run_worker
-from reference.store import LEADER_CLASS, Store
+from reference.store import DRIVER_ERRORS, LEADER_CLASS, Store
 from reference.tracing import Tracing, is_sampled
 
 log = logging.getLogger("ledgerproof.relay")
@@ -94,10 +94,7 @@ class Relay:
                 except (
                     LedgerError,
                     KafkaException,
-                    asyncpg.PostgresError,
-                    asyncpg.InterfaceError,
-                    OSError,
-                    TimeoutError,
+                    *DRIVER_ERRORS,
                 ) as error:
                     log.warning("relay of %s: %s", self._name, error)
                     await self._drop()

@@ -42,7 +42,7 @@ from reference.settlement import (
     entries_of,
 )
 from reference.sql import load_sql
-from reference.store import Store, meaning_of
+from reference.store import DRIVER_ERRORS, Store, meaning_of
 from reference.tracing import Tracing
 from reference.writer import Posting, post_entries
 
@@ -278,7 +278,7 @@ class Settlement:
         assert self._connection is not None, "run() connects first"
         try:
             return await self._connection.fetch(self._sql[query], *args, timeout=_timeout_s(self._store))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             raise meaning_of(error) from error
 
 

@@ -28,7 +28,7 @@ from reference.cache import Cache
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable
 from reference.sql import load_sql
-from reference.store import SHARD_CLASS, connect, meaning_of
+from reference.store import DRIVER_ERRORS, SHARD_CLASS, connect, meaning_of
 
 MOVER_CLASS = 10
 """First half of the advisory lock keys of movers; a mover holds its shard's on every server it reaches."""
@@ -202,7 +202,7 @@ async def move_shard(
         try:
             move = _Move(config, login, shard, stack, reached)
             done = await move.run(target)
-        except (ExceptionGroup, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (ExceptionGroup, *DRIVER_ERRORS) as error:
             first: BaseException = error
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
@@ -252,7 +252,7 @@ class _Move:
             moved = await self._copy_and_freeze(source, goal, epoch)
         except BaseException:
             if not self._given_up:
-                with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                with contextlib.suppress(*DRIVER_ERRORS):
                     await self._discard(source, goal)
             raise
         await self._clear(owner, target)
@@ -429,7 +429,7 @@ class _Move:
         finally:
             if not self._given_up:
                 for connection in (source.main, target.side):
-                    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    with contextlib.suppress(*DRIVER_ERRORS):
                         await connection.execute("ROLLBACK")
         # What readers with old routes find in the cache was written before; what is written after counts no more.
         await self._cache.begin(source.name, (await self._cache.get(source.name, 0)).epoch)
@@ -493,7 +493,7 @@ class _Move:
         self._given_up = True
         try:
             await source.main.execute("COMMIT")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             raise MoveUnfinished(
                 f"{source.name} broke off while it gave shard {self._shard} up ({error}); repeat the command"
             ) from error
@@ -516,7 +516,7 @@ class _Move:
                 taken = await connection.fetchval(self._sql["accept"], self._shard, epoch)
                 await connection.execute("COMMIT")
                 break
-            except (LedgerError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (LedgerError, *DRIVER_ERRORS) as error:
                 if time.monotonic() > deadline:
                     raise MoveUnfinished(
                         f"{target.name} has the only copy of shard {self._shard} and does not take it over ({error}): "

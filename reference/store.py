@@ -46,13 +46,23 @@ _Result = TypeVar("_Result")
 PAYOUTS_PAUSED = "LP001"
 """The error code by which `payouts_open` refuses."""
 
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""What connecting and statements raise. The driver's own confusion is one of them: seen where a server was stopped
+in the middle of an answer, it says no more about the outcome than a broken connection does."""
 # Errors a server sends while it dies or is killed: the transaction may have committed just before.
 _DYING = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
 )
-_BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, *_DYING)
+_BROKEN = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    *_DYING,
+)
 
 
 def meaning_of(error: BaseException) -> LedgerError:
@@ -89,7 +99,7 @@ async def connect(
                 "plan_cache_mode": "force_generic_plan",
             },
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DRIVER_ERRORS as error:
         raise ServerUnavailable(f"{server.name} at {server.host}:{server.port}: {error}") from error
 
 
@@ -124,7 +134,7 @@ async def hang_up(connection: asyncpg.Connection) -> None:
     """Close a connection in order if the server plays along, and in any case."""
     try:
         await connection.close(timeout=HANG_UP_TIMEOUT_S)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except DRIVER_ERRORS:
         connection.terminate()
 
 
@@ -175,7 +185,7 @@ class Store:
         try:
             yield connection
             healthy = True
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             meaning = meaning_of(error)
             healthy = isinstance(meaning, NotPosted | ShardNotHere | PayoutsPaused)
             raise meaning from error
@@ -321,7 +331,7 @@ class _Pool:
 
     async def close(self) -> None:
         for connection in self._idle:
-            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(*DRIVER_ERRORS):
                 await connection.close(timeout=1)
         self._idle.clear()
 

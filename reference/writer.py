@@ -26,7 +26,7 @@ from reference.errors import (
     UnknownOutcome,
 )
 from reference.routing import NOT_HERE
-from reference.store import Store, meaning_of
+from reference.store import DRIVER_ERRORS, Store, meaning_of
 from reference.tracing import Tracing, is_sampled
 
 RECONNECT_AFTER_S = 0.1
@@ -354,7 +354,7 @@ class Writer:
                 ),
                 self._store.config.statement_timeout_ms / 1000 + 0.5,
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             meaning = meaning_of(error)
             if isinstance(meaning, UnknownOutcome):
                 connection.terminate()
@@ -436,7 +436,7 @@ class Writer:
                 [waiting.posting.user_id for waiting in replays],
                 [waiting.posting.key for waiting in replays],
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DRIVER_ERRORS as error:
             # The original command was decided long ago, only its answer cannot be read now.
             _fail_all(replays, UnknownOutcome(f"the original answer could not be read: {error}"))
             return

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import asyncpg
 import msgspec
 
 from compose.errors import StackError
@@ -27,6 +26,7 @@ from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
 from ledgerproof.wire import WireError
 from reference.errors import LedgerError
+from reference.store import DRIVER_ERRORS
 
 MEASURE: Final[dict[str, Callable[[Bench], None]]] = {
     "generator_ceiling": read_rows.ceiling,
@@ -53,9 +53,7 @@ FAILURES: Final = (
     LedgerError,
     StackError,
     WireError,
-    OSError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
+    *DRIVER_ERRORS,
 )
 """What makes a row invalid; anything else is a bug and ends the run."""
 

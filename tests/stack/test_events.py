@@ -519,6 +519,50 @@ async def test_a_second_relay_waits_and_takes_over_from_a_dead_one(stack, servic
     await until(lambda: agree(api, [user_id]))
 
 
+def _farewell(connection) -> None:
+    """Let a connection read what a server says before it hangs up, and nothing of the hanging up yet."""
+    fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+    connection._protocol.data_received(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+
+
+async def test_a_servers_farewell_between_two_statements_costs_a_connection_and_nothing_else(service_config) -> None:
+    store = Store(service_config, "ledger_api")
+    try:
+        async with store.connection(0) as connection:
+            _farewell(connection)
+        with pytest.raises(UnknownOutcome, match="another operation"):
+            async with store.connection(0) as again:
+                assert again is connection
+                await again.fetchval("SELECT 1")
+        async with store.connection(0) as fresh:
+            assert await fresh.fetchval("SELECT 1") == 1
+    finally:
+        await store.close()
+
+
+async def test_a_relay_survives_the_farewell_of_its_server(stack, service_config, api) -> None:
+    store, publisher = Store(service_config, "ledger_relay"), Publisher(service_config, "third-relay")
+    third, stopping, user_id = Relay(store, publisher, 0), asyncio.Event(), fresh_wallet(0)
+    stack.kill("relay0")
+    try:
+
+        async def leads() -> bool:
+            await third.run_once()
+            return third._connection is not None
+
+        await until(leads)
+        _farewell(third._connection)
+        running = asyncio.create_task(third.run(stopping))
+        await deposit(api, user_id)
+        await until(lambda: agree(api, [user_id]))
+        stopping.set()
+        await running
+    finally:
+        publisher.close()
+        await store.close()
+        await asyncio.to_thread(stack.start_node, "relay0")
+
+
 async def test_a_dead_relay_makes_reads_stale_too(api, stack) -> None:
     user_id = fresh_wallet()
     await deposit(api, user_id)
