@@ -48,7 +48,6 @@ class GrpcLoad:
         self._latencies: list[float] = []
         self._codes: Counter[str] = Counter()
         self._accepted = 0
-        self._lost = 0
         self._problem = ""
         self._ended = 0.0
 

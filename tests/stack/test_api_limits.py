@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 from api_process import ApiProcess
 from msgspec.structs import replace
@@ -18,6 +19,8 @@ from reference.api import Api
 from reference.auth import Scope
 from reference.errors import RateLimited
 from reference.limiter import Limiter
+from reference.proto import ledger_pb2 as pb
+from reference.proto import ledger_pb2_grpc
 from reference.service import LoopWatch
 from reference.tracing import Tracing
 
@@ -195,6 +198,47 @@ async def test_a_process_that_is_asked_to_stop_finishes_what_it_admitted_and_ref
             url = f"http://127.0.0.1:{stack.port('api0')}/v1/wallets/{user_id + number}/balance?consistency=strong"
             async with session.get(url) as response:
                 assert (await response.json())["seq"] == count, cut
+
+
+async def test_a_drain_over_grpc_refuses_with_a_trailer_and_loses_no_call(own_api, operator, stack) -> None:
+    api = own_api(drain_notice_ms=700)
+    user_id = new_user()
+    metadata = (("authorization", operator["authorization"]),)
+    accepted = dict.fromkeys(range(8), 0)
+    refused: list[tuple[grpc.StatusCode, str | None]] = []
+    enough = asyncio.Event()
+
+    async def caller(stub, number: int) -> None:
+        for turn in range(100_000):
+            request = pb.DepositRequest(user_id=user_id + number, key=f"k{turn}", amount_minor=1)
+            try:
+                reply = await stub.Deposit(request, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                refused.append((error.code(), dict(error.trailing_metadata() or ()).get("x-admitted")))
+                if refused[-1][1] is None:
+                    return
+            else:
+                accepted[number] += reply.outcome == "ACCEPTED"
+                if sum(accepted.values()) >= 50:
+                    enough.set()
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{api.grpc_port}") as channel, asyncio.timeout(60):
+        stub = ledger_pb2_grpc.LedgerStub(channel)
+        callers = [asyncio.create_task(caller(stub, number)) for number in range(8)]
+        await enough.wait()
+        assert not refused
+        api.terminate()
+        await asyncio.gather(*callers)
+    code, log = await asyncio.to_thread(api.stop)
+    assert code == 0, log
+    # Certified while the process was there to say so; then the connection closed, before a call or under one.
+    assert (grpc.StatusCode.UNAVAILABLE, "0") in refused
+    assert {status for status, _ in refused} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    async with aiohttp.ClientSession(headers=operator) as session:
+        for number, count in accepted.items():
+            url = f"http://127.0.0.1:{stack.port('api0')}/v1/wallets/{user_id + number}/balance?consistency=strong"
+            async with session.get(url) as response:
+                assert (await response.json())["seq"] == count
 
 
 # -- health ----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ TINY = replace(
 ONLY = (
     "sql_function",
     "http_single_bets_accepted",
+    "grpc_single_bets",
     "reads_ledger",
     "settler_bets",
     "bytes_per_bet",
@@ -38,7 +39,13 @@ def test_bench_measures_rows_on_a_running_stack_and_leaves_it_consistent(stack: 
     )
     result = bench(options, Progress(quiet=True))
     rows = {row.name: row for row in result.rows if row.name not in ("sql_function", "growth_with_age")}
-    assert set(rows) == {"http_single_bets_accepted", "reads_ledger", "settler_bets", "bytes_per_bet"}
+    assert set(rows) == {
+        "http_single_bets_accepted",
+        "grpc_single_bets",
+        "reads_ledger",
+        "settler_bets",
+        "bytes_per_bet",
+    }
     assert result.checked is True, (result.checks, result.unchecked)
     assert len(result.checks) == 9
     bets = rows["http_single_bets_accepted"]
@@ -47,6 +54,9 @@ def test_bench_measures_rows_on_a_running_stack_and_leaves_it_consistent(stack: 
     assert bets.details["statuses"] == {"202": bets.samples}
     assert {"api", "postgres", "generator"} <= bets.cpu_ms_per_op.keys()
     assert {"outbox pg0", "matcher lag", "projector lag"} <= bets.details["backlogs"].keys()
+    calls = rows["grpc_single_bets"]
+    assert calls.valid, calls.reason
+    assert (calls.details["statuses"], (calls.rate or 0) > 20) == ({"OK": calls.samples}, True)
     assert rows["reads_ledger"].valid, rows["reads_ledger"].reason
     assert rows["reads_ledger"].details["sources"] == {"ledger": rows["reads_ledger"].samples}
     assert rows["settler_bets"].rate
