@@ -119,7 +119,6 @@ class Recorder:
         self._flush_interval_s = flush_interval_s
         self._buffer: list[Mapping[str, object]] = []
         self._appended_rows = 0
-        self._written_rows = 0
         self._parts = 0
         self._failure: BaseException | None = None
         self._swap = threading.Lock()
@@ -194,7 +193,6 @@ class Recorder:
             line = {"file": name, "rows": len(rows), "sha256": digest}
             append_line(self._folder / MANIFEST, msgspec.json.encode(line).decode())
             self._parts += 1
-            self._written_rows += len(rows)
 
 
 @dataclass(frozen=True)

@@ -151,10 +151,6 @@ class Book:
     def __len__(self) -> int:
         return len(self._by_bet)
 
-    def open_order(self, bet_id: UUID) -> Order | None:
-        """Return the open order of a bet, or None if it is not in the book."""
-        return self._by_bet.get(bet_id)
-
     def open_orders(self, outcome: str, side: Side) -> list[Order]:
         """Return one side's open orders, the one that trades next first."""
         return [self._at_arrival[-rank[1]] for rank in reversed(self._sides.get((outcome, side), []))]

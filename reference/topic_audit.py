@@ -37,6 +37,7 @@ TOPICS = tuple(
 """Topics whose every record is an event of an outbox."""
 KAFKA_TIMEOUT_S = 10.0
 READ_BATCH = 5_000
+READ_AHEAD_KB = 4_096
 STALLED_S = 20.0
 """Reading gives up when nothing has come for this long although there is more."""
 SQLITE_CACHE_KB = 16_384
@@ -153,7 +154,11 @@ class Records:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
                 "fetch.wait.max.ms": 20,
-                "queued.max.messages.kbytes": 16_384,
+                # Read ahead a little: by default it would be 100,000 records of each partition, and a record in the
+                # queue takes several times its size.
+                "queued.min.messages": READ_BATCH,
+                "queued.max.messages.kbytes": READ_AHEAD_KB,
+                "fetch.max.bytes": READ_AHEAD_KB * 1024,
                 "log_level": 2,
             }
         )

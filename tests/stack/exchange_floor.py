@@ -14,6 +14,7 @@ from reference.commands import Contra, CreateMatch, EntryType, MatchState, Side
 from reference.exchange import create_match, transition_match
 from reference.ledger import reserve_of
 from reference.matcher import Arrival, BetCreated, BookCache, MatcherResult, apply_orders
+from reference.settler import SETTLEMENT_CLASS
 from reference.store import Store
 from reference.writer import Posting, post_entries
 
@@ -58,6 +59,11 @@ class Floor:
             ]
         )
         return held
+
+    async def reserve(self, match_id: UUID) -> None:
+        """Lock a match as its settler does, so that the stack's own settler leaves it alone."""
+        low = match_id.int & 0x7FFF_FFFF
+        assert await self.at(match_id).fetchval("SELECT pg_try_advisory_lock($1, $2)", SETTLEMENT_CLASS, low)
 
     async def head(self, user: int) -> tuple[int, int]:
         """Balance and seq of a wallet; zeros for one without entries."""

@@ -16,7 +16,7 @@ from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable, UnknownOutcome
 from reference.exchange import cancel_bet
 from reference.matcher import BookCache
-from reference.settler import SETTLEMENT_CLASS, Settlement, SettlementTaken, Settler
+from reference.settler import Settlement, SettlementTaken, Settler
 from reference.store import Store
 
 TEST_CLASS = 9_000
@@ -31,15 +31,10 @@ async def store(service_config: ServiceConfig) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-async def keep_away(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> Any:
+def keep_away(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that reserves a match for this test: the stack's own settler finds it locked."""
     monkeypatch.setattr(settler_module, "SETTLEMENT_CLASS", TEST_CLASS)
-
-    async def reserve(match_id: UUID) -> None:
-        low = match_id.int & 0x7FFF_FFFF
-        assert await floor.at(match_id).fetchval("SELECT pg_try_advisory_lock($1, $2)", SETTLEMENT_CLASS, low)
-
-    return reserve
+    return floor.reserve
 
 
 async def played(floor: Floor, keep_away: Any, bets: int = 60, seed: int = 5) -> tuple[UUID, list[Any]]:
