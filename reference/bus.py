@@ -317,7 +317,7 @@ class Consumer:
                 "max.poll.interval.ms": 300_000,
                 "partition.assignment.strategy": "cooperative-sticky",
                 # One fetch for many records: a fetch a record costs the broker more than the records do.
-                "fetch.min.bytes": 16_384,
+                "fetch.min.bytes": 65_536,
                 "fetch.wait.max.ms": 50,
                 "queued.min.messages": FETCHED_MIN,
                 "queued.max.messages.kbytes": FETCHED_MAX_KB,

@@ -70,7 +70,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relay_batch: int = 1000
     relay_poll_ms: int = 100
     """Pause of an idle relay."""
-    relay_gather_ms: int = 20
+    relay_gather_ms: int = 50
     """Pause of a relay that just found something, but less than a batch."""
     progress_every_ms: int = 100
     """How often the projector says up to when the projection is complete."""

@@ -137,29 +137,17 @@ class Desk:
             odds=command.odds,
             stake=command.stake_minor,
             refusal=refusal.value if refusal else None,
-            command=_encode(
-                {
-                    "op": "bet",
-                    "match_id": command.match_id,
-                    "outcome": command.outcome,
-                    "side": command.side,
-                    "odds": command.odds,
-                    "stake_minor": command.stake_minor,
-                }
-            ),
             traceparent=CURRENT.get(),
         )
 
     def _transfer(self, user_id: int, key: str, amount_minor: int, *, deposit: bool) -> Posting:
         amount = within("amount_minor", amount_minor, 1, self._config.max_amount_minor)
-        asked = b'{"op":"%s","amount_minor":%d}' % (b"deposit" if deposit else b"withdraw", amount)
         return Posting(
             user_id,
             key,
             EntryType.CREDIT if deposit else EntryType.DEBIT,
             amount if deposit else -amount,
             Contra.EXTERNAL,
-            command=asked,
             traceparent=CURRENT.get(),
         )
 

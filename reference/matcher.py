@@ -24,7 +24,7 @@ from reference.config import ServiceConfig
 from reference.orderbook import Book, Fill, Order
 from reference.service import always_ready, run_worker
 from reference.sql import load_sql
-from reference.store import DRIVER_ERRORS, Store, columns, meaning_of
+from reference.store import DRIVER_ERRORS, Store, columns, meaning_of, table
 from reference.tracing import Tracing, is_sampled
 
 log = logging.getLogger("ledgerproof.matcher")
@@ -37,6 +37,11 @@ CACHED_ORDERS_MAX = 300_000
 REFRESH_VERSIONS_MAX = 100
 REFRESH_ORDERS_MAX = 10_000
 """A cached book that is behind by more versions, or by as many changed orders, is read anew."""
+# Which columns of the statements that write are text: the letters of `store.table`.
+ORDER_KINDS = "...tt....t......t..t"
+PROGRESS_KINDS = ".t....."
+FILL_KINDS = "..t........"
+EVENT_KINDS = "ttttt.t"
 RESERVE_MAX = MAX_AMOUNT_MINOR * MAX_ODDS // 100
 
 
@@ -307,15 +312,15 @@ async def _write(connection: asyncpg.Connection, matches: dict[UUID, _Match], ch
     for match in matches.values():
         match.version += match.changed
     new = [_order_row(order, arrival, matches[order.match_id].version) for order, arrival in changes.new.values()]
-    await connection.execute(sql["insert_orders"], *columns(new, 20))
+    await connection.execute(sql["insert_orders"], *table(new, ORDER_KINDS))
     if changes.resting:
         progress = [_progress_row(order, matches[order.match_id].version) for order in changes.resting.values()]
-        await connection.execute(sql["update_orders"], *columns(progress, 7))
+        await connection.execute(sql["update_orders"], *table(progress, PROGRESS_KINDS))
     if changes.fills:
         fills = [_fill_row(fill) for fill in changes.fills]
-        await connection.execute(sql["insert_fills"], *columns(fills, 11))
+        await connection.execute(sql["insert_fills"], *table(fills, FILL_KINDS))
     if changes.events:
-        await connection.execute(sql["insert_events"], *columns(changes.events, 7))
+        await connection.execute(sql["insert_events"], *table(changes.events, EVENT_KINDS))
     if changes.cancels_done:
         await connection.execute(sql["finish_cancels"], changes.cancels_done)
     heads = [
@@ -338,12 +343,12 @@ def _order_row(order: Order, arrival: Arrival, book_version: int) -> tuple[objec
         order.match_id,
         order.user_id,
         order.outcome,
-        order.side.value,
+        order.side,
         order.odds,
         order.stake,
         order.reserve,
         order.arrival,
-        order.state.value,
+        order.state,
         order.matched_stake,
         order.matched_liability,
         order.winnings,
@@ -360,7 +365,7 @@ def _order_row(order: Order, arrival: Arrival, book_version: int) -> tuple[objec
 def _progress_row(order: Order, book_version: int) -> tuple[object, ...]:
     return (
         order.bet_id,
-        order.state.value,
+        order.state,
         order.matched_stake,
         order.matched_liability,
         order.winnings,

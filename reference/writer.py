@@ -26,7 +26,7 @@ from reference.errors import (
     UnknownOutcome,
 )
 from reference.routing import NOT_HERE
-from reference.store import DRIVER_ERRORS, Store, meaning_of
+from reference.store import DRIVER_ERRORS, Store, meaning_of, text_array
 from reference.tracing import Tracing, is_sampled
 
 RECONNECT_AFTER_S = 0.1
@@ -63,9 +63,22 @@ class Posting(msgspec.Struct, frozen=True):
     stake: int | None = None
     refusal: str | None = None
     """An Outcome decided before posting (match closed): stored as the answer unless the key was answered before."""
-    command: bytes = b"{}"
-    """The command as JSON with its `op`: what a later request under the same key is compared with."""
     traceparent: str | None = None
+
+    @property
+    def command(self) -> dict[str, Any]:
+        """The command with its `op`, as the ledger keeps it: what another one under the same key is compared with."""
+        if self.side is not None:
+            return {
+                "op": "bet",
+                "match_id": str(self.match_id),
+                "outcome": self.outcome,
+                "side": self.side,
+                "odds": self.odds,
+                "stake_minor": self.stake,
+            }
+        op = {EntryType.CREDIT: "deposit", EntryType.DEBIT: "withdraw"}.get(self.type, self.type.lower())
+        return {"op": op, "amount_minor": abs(self.amount)}
 
 
 class Posted(msgspec.Struct, frozen=True):
@@ -87,25 +100,24 @@ class _Waiting(msgspec.Struct):
 
 
 def arguments(created_by: str, postings: Sequence[Posting]) -> list[object]:
-    """Return the parallel arrays that `ledger_post` takes."""
+    """Return the parallel arrays that the statement `post` takes."""
     # One comprehension a column: this runs for every command of every batch.
     return [
         created_by,
         [p.user_id for p in postings],
-        [p.key for p in postings],
-        [p.type.value for p in postings],
+        text_array([p.key for p in postings]),
+        text_array([p.type for p in postings]),
         [p.amount for p in postings],
-        [p.contra.value for p in postings],
+        text_array([p.contra for p in postings]),
         [p.match_id for p in postings],
         [p.bet_id for p in postings],
         [p.settlement_version for p in postings],
-        [p.outcome for p in postings],
-        [p.side for p in postings],
+        text_array([p.outcome for p in postings]),
+        text_array([p.side for p in postings]),
         [p.odds for p in postings],
         [p.stake for p in postings],
-        [p.refusal for p in postings],
-        [p.command.decode() for p in postings],
-        [p.traceparent for p in postings],
+        text_array([p.refusal for p in postings]),
+        text_array([p.traceparent for p in postings]),
     ]
 
 
@@ -122,9 +134,8 @@ async def post_entries(
     return sorted(rows, key=lambda row: int(row["command_no"]))
 
 
-def difference(asked: bytes, stored: str | bytes) -> str | None:
-    """Return the first field in which two commands under one key differ, or None."""
-    first: dict[str, Any] = msgspec.json.decode(asked)
+def difference(first: dict[str, Any], stored: str | bytes) -> str | None:
+    """Return the first field in which a command and the stored one under its key (JSON) differ, or None."""
     second: dict[str, Any] = msgspec.json.decode(stored)
     if second.get("op") == "rollback":
         # A tombstone: whatever comes under this key is answered that it was rolled back.

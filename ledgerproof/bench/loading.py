@@ -7,7 +7,6 @@ from typing import Final
 from uuid import UUID
 
 import asyncpg
-import msgspec
 
 from ledgerproof.bench.requests import DEPOSIT_MINOR, DrawnBet
 from reference.commands import Contra, EntryType, Side
@@ -32,8 +31,6 @@ class NotPosted(Exception):
 def bet_posting(bet: DrawnBet, key: str) -> Posting:
     """Return the posting that the API makes of a bet."""
     side = Side(bet.side)
-    body = {"op": "bet", **msgspec.to_builtins(bet)}
-    del body["user_id"]
     return Posting(
         bet.user_id,
         key,
@@ -46,14 +43,12 @@ def bet_posting(bet: DrawnBet, key: str) -> Posting:
         side=side.value,
         odds=bet.odds,
         stake=bet.stake_minor,
-        command=msgspec.json.encode(body),
     )
 
 
 def deposit_posting(user_id: int, key: str) -> Posting:
     """Return the posting that the API makes of an opening deposit."""
-    command = msgspec.json.encode({"op": "deposit", "amount_minor": DEPOSIT_MINOR})
-    return Posting(user_id, key, EntryType.CREDIT, DEPOSIT_MINOR, Contra.EXTERNAL, command=command)
+    return Posting(user_id, key, EntryType.CREDIT, DEPOSIT_MINOR, Contra.EXTERNAL)
 
 
 def batches(postings: Sequence[Posting], size: int) -> list[list[object]]:

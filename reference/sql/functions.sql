@@ -25,7 +25,6 @@ CREATE FUNCTION ledger_post(
     p_odds        integer[],
     p_stake       bigint[],
     p_refusal     text[],
-    p_command     text[],
     p_traceparent text[]
 ) RETURNS TABLE (command_no integer, status text, entry_seq bigint, entry_balance bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
@@ -75,13 +74,22 @@ BEGIN
     PERFORM pg_advisory_xact_lock(u) FROM unnest(wallets) AS u;
 
     -- Only a statement begun after the locks were granted sees what the previous holders committed. One look-up a
-    -- wallet opens one partition; a set-based statement would open all of them for every batch.
-    FOR slot IN 1 .. cardinality(wallets) LOOP
-        SELECT l.seq, l.balance_snapshot INTO one_seq, one_balance FROM wallet_ledger l
-         WHERE l.shard = (wallets[slot] % 100)::smallint AND l.user_id = wallets[slot] ORDER BY l.seq DESC LIMIT 1;
-        first_seq[slot] := coalesce(one_seq, 0);
-        first_balance[slot] := coalesce(one_balance, 0);
-    END LOOP;
+    -- wallet opens one partition but locks all of them; one statement for all wallets opens all of them, once.
+    IF cardinality(wallets) > 48 THEN
+        SELECT array_agg(coalesce(h.seq, 0) ORDER BY w.no), array_agg(coalesce(h.balance_snapshot, 0) ORDER BY w.no)
+          INTO first_seq, first_balance
+          FROM unnest(wallets) WITH ORDINALITY AS w (user_id, no)
+          LEFT JOIN LATERAL (SELECT l.seq, l.balance_snapshot FROM wallet_ledger l
+                              WHERE l.shard = (w.user_id % 100)::smallint AND l.user_id = w.user_id
+                              ORDER BY l.seq DESC LIMIT 1) h ON true;
+    ELSE
+        FOR slot IN 1 .. cardinality(wallets) LOOP
+            SELECT l.seq, l.balance_snapshot INTO one_seq, one_balance FROM wallet_ledger l
+             WHERE l.shard = (wallets[slot] % 100)::smallint AND l.user_id = wallets[slot] ORDER BY l.seq DESC LIMIT 1;
+            first_seq[slot] := coalesce(one_seq, 0);
+            first_balance[slot] := coalesce(one_balance, 0);
+        END LOOP;
+    END IF;
     IF EXISTS (SELECT FROM unnest(p_user, p_key) AS c (user_id, key)
                  JOIN refusals r ON r.shard = (c.user_id % 100)::smallint AND r.user_id = c.user_id
                                 AND r.idempotent_key = c.key) THEN
@@ -185,9 +193,18 @@ BEGIN
          WHERE c.seq IS NOT NULL;
     END IF;
     IF refused > 0 THEN
+        -- With the command itself, in the words of ledger_answers: a later one under the key is compared with it.
         INSERT INTO refusals (shard, user_id, idempotent_key, outcome, command, created_at)
-        SELECT (c.user_id % 100)::smallint, c.user_id, c.key, c.status, c.command::jsonb, posted_at
-          FROM unnest(p_user, p_key, statuses, p_command) AS c (user_id, key, status, command)
+        SELECT (c.user_id % 100)::smallint, c.user_id, c.key, c.status,
+               CASE WHEN c.side IS NOT NULL THEN
+                   jsonb_build_object('op', 'bet', 'match_id', c.match_id, 'outcome', c.outcome, 'side', c.side,
+                       'odds', c.odds, 'stake_minor', c.stake)
+               ELSE
+                   jsonb_build_object('op', CASE c.type WHEN 'CREDIT' THEN 'deposit' WHEN 'DEBIT' THEN 'withdraw'
+                                                        ELSE lower(c.type) END, 'amount_minor', abs(c.amount))
+               END, posted_at
+          FROM unnest(p_user, p_key, statuses, p_type, p_amount, p_match, p_outcome, p_side, p_odds, p_stake)
+               AS c (user_id, key, status, type, amount, match_id, outcome, side, odds, stake)
          WHERE c.status NOT IN ('ACCEPTED', 'REPLAYED', 'NOT_HERE');
     END IF;
     RETURN QUERY SELECT c.no::integer, c.status, c.seq, c.balance

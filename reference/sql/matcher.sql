@@ -1,4 +1,5 @@
--- Statements of the matcher, all on the home server of the matches. Arrays run in parallel, one element a row.
+-- Statements of the matcher, all on the home server of the matches. Arrays run in parallel, one element a row; those of
+-- text that are written come as literals (store.text_array).
 
 -- name: lock_matches
 -- In ascending order, so that two matchers, or a matcher and a command on a match, never wait in a circle. What
@@ -42,29 +43,29 @@ SELECT o.*
 INSERT INTO orders (bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, state, matched_stake,
                     matched_liability, winnings, liability_hundredths, cancelled_stake, cancel_refund,
                     cancel_reason, event_id, book_version, traceparent)
-SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::integer[], $7::bigint[],
-                     $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[],
-                     $14::bigint[], $15::bigint[], $16::bigint[], $17::text[], $18::uuid[], $19::bigint[],
-                     $20::text[])
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text::text[], $5::text::text[], $6::integer[], $7::bigint[],
+                     $8::bigint[], $9::bigint[], $10::text::text[], $11::bigint[], $12::bigint[], $13::bigint[],
+                     $14::bigint[], $15::bigint[], $16::bigint[], $17::text::text[], $18::uuid[], $19::bigint[],
+                     $20::text::text[])
 
 -- name: update_orders
 UPDATE orders o
    SET state = n.state, matched_stake = n.matched_stake, matched_liability = n.matched_liability,
        winnings = n.winnings, liability_hundredths = n.liability_hundredths, book_version = n.book_version
-  FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+  FROM unnest($1::uuid[], $2::text::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
        AS n (bet_id, state, matched_stake, matched_liability, winnings, liability_hundredths, book_version)
  WHERE o.bet_id = n.bet_id
 
 -- name: insert_fills
 INSERT INTO fills (match_id, fill_no, outcome, back_bet_id, back_user, lay_bet_id, lay_user, odds, stake, liability,
                    winnings)
-SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::bigint[], $6::uuid[], $7::bigint[],
+SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text::text[], $4::uuid[], $5::bigint[], $6::uuid[], $7::bigint[],
                      $8::integer[], $9::bigint[], $10::bigint[], $11::bigint[])
 
 -- name: insert_events
 INSERT INTO events (aggregate_type, aggregate_id, event_type, partition_key, payload, causality_chain, traceparent)
 SELECT e.aggregate_type, e.aggregate_id, e.event_type, e.partition_key, e.payload::jsonb, e.cause, e.traceparent
-  FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[])
+  FROM unnest($1::text::text[], $2::text::text[], $3::text::text[], $4::text::text[], $5::text::text[], $6::uuid[], $7::text::text[])
        WITH ORDINALITY AS e (aggregate_type, aggregate_id, event_type, partition_key, payload, cause, traceparent, no)
  ORDER BY e.no
 

@@ -10,8 +10,10 @@ SELECT shard, server_name, epoch, here FROM shard_routes
 SELECT shard_accept($1, $2)
 
 -- name: post
+-- Columns of text come as literals (store.text_array).
 SELECT command_no, status, entry_seq, entry_balance
-  FROM ledger_post($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+  FROM ledger_post($1, $2, $3::text::text[], $4::text::text[], $5, $6::text::text[], $7, $8, $9, $10::text::text[],
+                   $11::text::text[], $12, $13, $14::text::text[], $15::text::text[])
 
 -- name: answers
 SELECT answer_no, outcome, entry_seq, entry_balance, bet, command::text FROM ledger_answers($1, $2)

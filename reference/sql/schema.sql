@@ -20,6 +20,38 @@ CREATE TABLE shard_routes (
     CONSTRAINT shard_routes_prepared CHECK (prepared IS NULL OR NOT here)
 );
 
+-- What every entry looks like, apart from its funds: true, or the error of the rule that is broken. One function and not
+-- six constraints, because a constraint's text is parsed once more for each partition that a batch touches: as CHECKs
+-- of their own these took a quarter of the time of posting (decision 0028).
+CREATE FUNCTION entry_form(
+    p_shard smallint, p_user bigint, p_seq bigint, p_type text, p_amount bigint, p_contra text, p_match uuid, p_key text
+) RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    broken text;
+BEGIN
+    IF p_shard = p_user % 100 AND p_user > 0 AND p_seq > 0
+       AND (CASE p_type WHEN 'DEBIT' THEN p_amount < 0
+                        WHEN 'CREDIT' THEN p_amount > 0
+                        WHEN 'PAYOUT' THEN p_amount > 0
+                        WHEN 'REFUND' THEN p_amount > 0 ELSE false END)
+       AND (CASE p_contra WHEN 'ESCROW' THEN p_match IS NOT NULL
+                          WHEN 'EXTERNAL' THEN p_match IS NULL
+                          WHEN 'HOUSE' THEN p_match IS NOT NULL ELSE false END)
+       AND length(p_key) BETWEEN 1 AND 255
+    THEN
+        RETURN true;
+    END IF;
+    broken := CASE WHEN p_shard <> p_user % 100 THEN 'wallet_ledger_shard'
+                   WHEN p_user <= 0 THEN 'wallet_ledger_user'
+                   WHEN p_seq <= 0 THEN 'wallet_ledger_seq'
+                   WHEN length(p_key) NOT BETWEEN 1 AND 255 THEN 'wallet_ledger_key_length'
+                   WHEN (p_type = 'DEBIT' AND p_amount < 0)
+                     OR (p_type IN ('CREDIT', 'REFUND', 'PAYOUT') AND p_amount > 0) THEN 'wallet_ledger_contra'
+                   ELSE 'wallet_ledger_sign' END;
+    RAISE EXCEPTION 'new row for relation "wallet_ledger" violates check constraint "%"', broken
+        USING ERRCODE = 'check_violation', TABLE = 'wallet_ledger', CONSTRAINT = broken;
+END $$;
+
 -- Append-only. The balance of a wallet is the sum of its entries; balance_snapshot is that sum after this
 -- entry, so that the newest row alone answers, and every row can be audited against the one before it.
 CREATE TABLE wallet_ledger (
@@ -39,15 +71,8 @@ CREATE TABLE wallet_ledger (
     created_at         timestamptz NOT NULL,
     PRIMARY KEY (shard, user_id, seq),
     CONSTRAINT wallet_ledger_key UNIQUE (shard, user_id, idempotent_key),
-    CONSTRAINT wallet_ledger_shard CHECK (shard = user_id % 100),
-    CONSTRAINT wallet_ledger_user CHECK (user_id > 0),
-    CONSTRAINT wallet_ledger_seq CHECK (seq > 0),
     CONSTRAINT wallet_ledger_funds CHECK (balance_snapshot >= 0),
-    CONSTRAINT wallet_ledger_sign CHECK (
-        (type = 'DEBIT' AND amount < 0) OR (type IN ('CREDIT', 'REFUND', 'PAYOUT') AND amount > 0)),
-    CONSTRAINT wallet_ledger_contra CHECK (
-        (contra = 'EXTERNAL' AND match_id IS NULL) OR (contra IN ('ESCROW', 'HOUSE') AND match_id IS NOT NULL)),
-    CONSTRAINT wallet_ledger_key_length CHECK (length(idempotent_key) BETWEEN 1 AND 255)
+    CONSTRAINT wallet_ledger_form CHECK (entry_form(shard, user_id, seq, type, amount, contra, match_id, idempotent_key))
 ) PARTITION BY LIST (shard);
 
 -- Second line of defence against paying twice: the business key of settlement entries.

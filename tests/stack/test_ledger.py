@@ -5,13 +5,14 @@ import uuid
 from collections.abc import AsyncIterator
 
 import asyncpg
+import msgspec
 import pytest
 
 from reference.commands import Contra, EntryType
 from reference.config import ServiceConfig
 from reference.store import Store
 from reference.uuid7 import uuid7
-from reference.writer import Posting, post_entries
+from reference.writer import Posting, difference, post_entries
 
 SERVER = 0
 
@@ -247,3 +248,78 @@ async def test_an_entry_its_bet_and_its_event_are_written_together(owner, api_ro
         str(user_id),
     )
     assert [tuple(event) for event in events] == [("EntryPosted", "100"), ("BetCreated", "70")]
+
+
+@pytest.mark.parametrize("text", ['say "hi"', "back\\slash", "{a,b}", "NULL", "null", "'", "  ", "ärger ☂", "\\"])
+async def test_texts_reach_the_ledger_as_they_were(owner, api_role, store, user_id, text) -> None:
+    """Columns of text travel as literals: whatever is in them must come out as it went in."""
+    match = uuid7()
+    bets = [
+        Posting(
+            user_id,
+            f"{text} {number}",
+            EntryType.DEBIT,
+            -30,
+            Contra.ESCROW,
+            match_id=match,
+            bet_id=uuid7(),
+            outcome=text,
+            side="BACK",
+            odds=250,
+            stake=30,
+        )
+        for number in range(2)
+    ]
+    statuses = [status for status, _, _ in await _post(api_role, store, _deposit(user_id, 30, "d"), *bets)]
+    assert statuses == ["ACCEPTED", "ACCEPTED", "INSUFFICIENT_FUNDS"]
+    placed = await owner.fetchrow("SELECT outcome FROM bets WHERE shard = 0 AND user_id = $1", user_id)
+    assert placed["outcome"] == text
+    for bet in bets:
+        (answer,) = await api_role.fetch(store.sql["answers"], [user_id], [bet.key])
+        assert difference(bet.command, answer["command"]) is None
+        other = msgspec.structs.replace(bet, outcome=text + "x")
+        assert difference(other.command, answer["command"]) == "outcome"
+
+
+@pytest.mark.parametrize("posting", [_deposit(0, 5, "k"), _withdraw(0, 5, "k")])
+async def test_a_refused_transfer_is_kept_in_the_words_of_an_accepted_one(api_role, store, user_id, posting) -> None:
+    refused = msgspec.structs.replace(posting, user_id=user_id, refusal="LIMIT_EXCEEDED")
+    assert [status for status, _, _ in await _post(api_role, store, refused)] == ["LIMIT_EXCEEDED"]
+    (answer,) = await api_role.fetch(store.sql["answers"], [user_id], ["k"])
+    assert difference(refused.command, answer["command"]) is None
+    assert difference(msgspec.structs.replace(refused, amount=7).command, answer["command"]) == "amount_minor"
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"shard": 1}, "no partition"),
+        ({"user_id": -100}, "wallet_ledger_user"),
+        ({"user_id": 101}, "wallet_ledger_shard"),
+        ({"seq": 0}, "wallet_ledger_seq"),
+        ({"type": "DEBIT"}, "wallet_ledger_sign"),
+        ({"type": "GIFT"}, "wallet_ledger_sign"),
+        ({"amount": 0}, "wallet_ledger_sign"),
+        ({"amount": -5}, "wallet_ledger_sign"),
+        ({"contra": "ESCROW"}, "wallet_ledger_contra"),
+        ({"contra": "BANK"}, "wallet_ledger_contra"),
+        ({"match_id": uuid7()}, "wallet_ledger_contra"),
+        ({"contra": "HOUSE"}, "wallet_ledger_contra"),
+        ({"balance": -1}, "wallet_ledger_funds"),
+        ({"key": ""}, "wallet_ledger_key_length"),
+        ({"key": "k" * 256}, "wallet_ledger_key_length"),
+        ({}, None),
+    ],
+)
+async def test_each_rule_of_an_entrys_form_is_kept_by_the_table_itself(owner, user_id, change, rule) -> None:
+    row = {"shard": 0, "user_id": user_id, "seq": 1, "type": "CREDIT", "amount": 5, "contra": "EXTERNAL"}
+    row |= {"match_id": None, "balance": 5, "key": "k"} | change
+    insert = """INSERT INTO wallet_ledger (shard, user_id, seq, type, amount, contra, match_id, balance_snapshot,
+        idempotent_key, created_by, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'API', now())"""
+    if rule is None:
+        await owner.execute(insert, *row.values())
+        return
+    # Where server 0 holds shard 1 too, the entry finds a partition and the rule of the shard stops it.
+    match = "no partition|wallet_ledger_shard" if rule == "no partition" else rule
+    with pytest.raises(asyncpg.CheckViolationError, match=match):
+        await owner.execute(insert, *row.values())

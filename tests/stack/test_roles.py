@@ -107,7 +107,7 @@ MUST = {
     "ledger_settler": (
         "UPDATE settlements SET last_arrival = last_arrival WHERE false",
         "SELECT * FROM ledger_post('Settler', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', "
-        "'{}', '{}', '{}')",
+        "'{}', '{}')",
     ),
     "ledger_projector": (
         "UPDATE wallet_balance_projection SET balance = balance WHERE false",

@@ -12,7 +12,7 @@ from reference.config import ROLES, ServerConfig, ServiceConfig
 from reference.errors import DeadlineExceeded, QueueFull, ServerUnavailable
 from reference.projector import newest
 from reference.relay import publishable
-from reference.store import Store
+from reference.store import Store, text_array
 from reference.tracing import Tracing
 from reference.writer import HOT_COMMANDS, Posting, Writer, arguments, difference
 
@@ -47,7 +47,7 @@ def _posting(user_id: int = 1, key: str = "k") -> Posting:
     ],
 )
 def test_a_second_body_under_a_key_is_named_by_its_first_differing_field(asked, stored, field) -> None:
-    assert difference(json.dumps(asked).encode(), json.dumps(stored)) == field
+    assert difference(asked, json.dumps(stored)) == field
 
 
 def test_one_batch_never_holds_a_key_twice_and_keeps_the_order() -> None:
@@ -167,9 +167,17 @@ def test_a_command_past_its_deadline_is_refused_while_the_database_hangs() -> No
 def test_the_arrays_of_the_posting_function_are_parallel() -> None:
     created_by, *arrays = arguments("API", [_posting(1, "a"), _posting(2, "b")])
     assert created_by == "API"
-    assert len(arrays) == 15
-    assert all(len(array) == 2 for array in arrays)
-    assert arrays[:2] == [[1, 2], ["a", "b"]]
+    assert len(arrays) == 14
+    assert arrays[:2] == [[1, 2], '{"a","b"}']
+    assert all(len(array) == 2 if isinstance(array, list) else array.count(",") == 1 for array in arrays)
+
+
+def test_texts_become_the_literal_of_an_array() -> None:
+    assert text_array([]) == "{}"
+    assert text_array([None, None]) == "{NULL,NULL}"
+    assert text_array(["a", EntryType.CREDIT, ""]) == '{"a","CREDIT",""}'
+    assert text_array(["NULL", None, "a,b}"]) == '{"NULL",NULL,"a,b}"}'
+    assert text_array(['say "hi"', "back\\slash", None]) == '{"say \\"hi\\"","back\\\\slash",NULL}'
 
 
 def test_a_row_behind_an_unacknowledged_row_of_its_key_is_not_marked() -> None:
