@@ -10,8 +10,9 @@ delivered again and changes nothing, whichever process stored it.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -43,6 +44,10 @@ PROGRESS_KINDS = ".t....."
 FILL_KINDS = "..t........"
 EVENT_KINDS = "ttttt.t"
 RESERVE_MAX = MAX_AMOUNT_MINOR * MAX_ODDS // 100
+
+
+_uuid: Callable[[object], UUID] = partial(msgspec.convert, type=UUID)
+"""A quarter of what UUID() takes, and there are two in each message."""
 
 
 class BetCreated(msgspec.Struct, frozen=True):
@@ -396,8 +401,8 @@ def arrival_of(message: Message) -> Arrival:
         raise Poison(message, f"a {message.event_type} on {message.topic}")
     try:
         bet = msgspec.convert(message.payload, BetCreated)
-        return Arrival(bet, UUID(message.event_id), message.traceparent, message)
-    except (msgspec.ValidationError, ValueError) as error:
+        return Arrival(bet, _uuid(message.event_id), message.traceparent, message)
+    except msgspec.ValidationError as error:
         raise Poison(message, f"not a bet: {error}") from error
 
 
@@ -421,8 +426,8 @@ class Matcher:
         self._homes: dict[int, _Home] = {}
 
     def lane_of(self, message: Message) -> int:
-        """Return the home server of the bet's match. Raises KeyError or ValueError if it names none."""
-        return self._store.home_of(UUID(message.payload["match_id"]))
+        """Return the home server of the bet's match. Raises KeyError or ValidationError if it names none."""
+        return self._store.home_of(_uuid(message.payload["match_id"]))
 
     async def handle(self, server: int, messages: list[Message]) -> None:
         """Apply the bets of one home server; returns when they are committed.

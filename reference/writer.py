@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +40,8 @@ HOT_BATCH = 16
 of theirs waits long for the processor or for the log."""
 HOT_REST = 9.0
 """After such a batch the lane rests this many times as long as it took: the others have the rest of the server."""
+HOT_WAITS_S = 0.05
+"""The lane waits this long at most for a moment in which no batch of other wallets is posted."""
 LINGER_FROM = 20
 """Commands in one sweep from which a small batch waits `writer_linger_ms` for company: fewer would wait in vain."""
 LINGER_BATCH = 64
@@ -164,6 +167,8 @@ class Writer:
         self._hot_connection: asyncpg.Connection | None = None
         self._others_posted = False
         """Whether a batch of other wallets was posted since the newest one of hot wallets."""
+        self._gap = asyncio.Event()
+        """Set while no batch of other wallets is posted: none waits, or those that do wait for company."""
         self._arrived = asyncio.Event()
         self._connection: asyncpg.Connection | None = None
         self._down_until = 0.0
@@ -255,17 +260,20 @@ class Writer:
             self._busy = True
             while self._queue:
                 if self._lingers and len(self._queue) < LINGER_BATCH and not self._draining:
+                    self._gap.set()
                     await asyncio.sleep(self._store.config.writer_linger_ms / 1000)
+                self._gap.clear()
                 batch = self._take_batch()
                 if batch:
                     await self._post_batch(batch)
                     self._batch_began_s = None
                     self._others_posted = True
             self._busy = False
+            self._gap.set()
             self._idle.set()
 
     async def _run_hot(self) -> None:
-        """Post the commands of hot wallets over a connection of their own.
+        """Post the commands of hot wallets over a connection of their own, between the batches of the others.
 
         Two processes that post to one wallet wait for each other's commits. Only these batches do: all other
         wallets are posted by batches that hold no hot one.
@@ -284,6 +292,8 @@ class Writer:
                 self._left_hot_lane(batch)
                 if self._hot and (self._others_posted or self._busy) and not self._draining:
                     await asyncio.sleep(HOT_REST * (time.monotonic() - started))
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._gap.wait(), HOT_WAITS_S)
             self._idle.set()
 
     def _take_hot_batch(self, size: int) -> list[_Waiting]:
@@ -332,6 +342,7 @@ class Writer:
             identity = (user_id, waiting.posting.key)
             if shares[user_id] > HOT_COMMANDS or user_id in self._hot_commands:
                 self._enter_hot_lane(waiting)
+                self._arrivals -= 1  # whether the others linger for company is their own matter
             elif identity in seen:
                 later.append(waiting)
             else:
