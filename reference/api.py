@@ -45,7 +45,7 @@ from reference.reads import (
     TRANSACTIONS,
     Reads,
 )
-from reference.service import STOP_WITHIN_S, Fatal, Health, LoopWatch, serve, stop_serving
+from reference.service import STOP_WITHIN_S, Health, LoopWatch, serve, stop_serving
 from reference.store import Store
 from reference.tracing import Tracing
 from reference.writer import Writer
@@ -413,14 +413,16 @@ def _shape(method: str, parts: list[str]) -> Shape:
 async def run(
     config: ServiceConfig, name: str, port: int, stopping: asyncio.Event, *, grpc_port: int | None = None
 ) -> None:
-    """Serve until `stopping`, then finish what was admitted. Raises ConfigError without a key for tokens."""
+    """Serve until `stopping`, then finish what was admitted.
+
+    Raises ConfigError without a key for tokens, and OSError if the port cannot be had.
+    """
     tracing = Tracing(config, name)
     api = Api(config, tracing)
     if config.token_key is None:
         log.warning("%s has no token_key: it trusts every caller", name)
     api.start()
-    server = serve(api, port)
-    serving = asyncio.create_task(server.serve())
+    server = await serve(api, port)
     door = None
     if grpc_port is not None:
         # Only a process that serves gRPC pays for it, in memory and in the time to start.
@@ -429,16 +431,10 @@ async def run(
         door = GrpcApi(api.desk, api.reads, api.admission, api.ready, grpc_port)
         await door.start()
     log.info("%s serves on port %d, gRPC on %s", name, port, grpc_port)
-    waiter = asyncio.create_task(stopping.wait())
-    await asyncio.wait([waiter, serving], return_when=asyncio.FIRST_COMPLETED)
-    waiter.cancel()
-    died = not stopping.is_set()
+    await stopping.wait()
     await api.drain()
-    stop_serving(server)
+    await stop_serving(server)
     if door is not None:
         await door.stop(STOP_WITHIN_S)
-    await asyncio.wait([serving], timeout=STOP_WITHIN_S)
     await api.stop()
     tracing.close()
-    if died:
-        raise Fatal("the HTTP server ended by itself")

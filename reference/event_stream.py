@@ -10,7 +10,6 @@ import time
 from typing import Any, Final
 
 import msgspec
-from granian._granian import RSGIProtocolClosed
 
 from reference import metrics
 from reference.answers import BalanceEvent
@@ -18,6 +17,7 @@ from reference.auth import Caller
 from reference.balance_feed import BalanceFeed, FeedClosed, Subscription, TooManyListeners
 from reference.config import ServiceConfig
 from reference.errors import Draining, QueueFull, ServerUnavailable
+from reference.http_request import ConnectionEnded
 from reference.projector import BalanceUpdate
 from reference.reads import Reads
 
@@ -62,9 +62,9 @@ class EventStreams:
 
     async def _play(self, proto: Any, subscription: Subscription, expires_s: float) -> None:
         transport = proto.response_stream(200, HEADERS)
-        gone = asyncio.ensure_future(proto.client_disconnect())
+        gone = proto.client_disconnect()
         coming: asyncio.Future[BalanceUpdate] | None = None
-        with contextlib.suppress(RSGIProtocolClosed):
+        with contextlib.suppress(ConnectionEnded):
             await transport.send_str(f"retry: {RETRY_MS}\n\n")
             while not gone.done() and (left_s := expires_s - time.time()) > 0:
                 if coming is None:
@@ -75,15 +75,12 @@ class EventStreams:
                 if not coming.done():
                     await transport.send_str(": still here\n\n")
                     continue
-                # Raised here, the end would keep this frame, and with it the transport, in a circle through its
-                # traceback: the response would stay open until the garbage collector comes by.
+                # A coroutine cannot let StopAsyncIteration through: it would become a RuntimeError.
                 if isinstance(coming.exception(), StopAsyncIteration):
                     break
                 update = coming.result()
                 coming = None
                 await transport.send_bytes(_event(update))
-        # The server's own awaitable: once cancelled it calls nobody back, so it must not be waited for.
-        gone.cancel()
         if coming is not None:
             coming.cancel()
             await asyncio.gather(coming, return_exceptions=True)

@@ -13,21 +13,14 @@ from typing import Any, NoReturn
 
 import ecs_logging
 import uvloop
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 
 from reference import metrics
 from reference.config import ConfigError
+from reference.http_request import Request
+from reference.http_server import Application, HttpServer
 from reference.tracing import CURRENT, span_fields
 
 STOP_WITHIN_S = 5.0
-CONNECTIONS_MAX = 8192
-"""Connections served at once. Granian accepts no further one until one of these closes, and its default is as
-small as the backlog; an idle kept-alive connection counts, so this is far above what a host is sent at once."""
-HEADER_WITHIN_MS = 30_000
-"""A client that has not sent its whole request header after this long is cut off; also an idle connection is."""
-HEADER_MAX_BYTES = 32 * 1024
 LOOP_TICK_S = 0.1
 LOOP_LATE_S = 2.0
 """An event loop this late is not ready: what it admitted would miss its deadline."""
@@ -56,11 +49,6 @@ def configure_logging(process: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EcsLines(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("granian").setLevel(logging.WARNING)
-    logging.getLogger("_granian").setLevel(logging.WARNING)
-
-
-Handler = Callable[[Any, Any], Awaitable[None]]
 
 
 class LoopWatch:
@@ -95,13 +83,13 @@ class LoopWatch:
 
 
 class Health:
-    """Liveness, readiness and metrics of a process, as an RSGI application."""
+    """Liveness, readiness and metrics of a process, as an application of the HTTP server."""
 
     def __init__(self) -> None:
         self.ready: Callable[[], Awaitable[str | None]] = _not_started
         self.alive: Callable[[], str | None] = _alive
 
-    async def __call__(self, scope: Any, proto: Any) -> None:
+    async def __call__(self, scope: Request, proto: Request) -> None:
         """Answer /livez, /readyz and /metrics."""
         if scope.path == "/metrics":
             proto.response_bytes(200, _TEXT, metrics.exposition())
@@ -128,27 +116,16 @@ async def always_ready() -> str | None:
     return None
 
 
-def serve(application: Handler, port: int) -> Server:
-    """Return an HTTP/1 server of this event loop on 127.0.0.1."""
-    return Server(
-        application,
-        address="127.0.0.1",
-        port=port,
-        interface=Interfaces.RSGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=1024,
-        backpressure=CONNECTIONS_MAX,
-        http1_settings=HTTP1Settings(
-            header_read_timeout=HEADER_WITHIN_MS, keep_alive=True, max_buffer_size=HEADER_MAX_BYTES
-        ),
-        log_enabled=False,
-    )
+async def serve(application: Application, port: int) -> HttpServer:
+    """Serve HTTP/1 on 127.0.0.1 from now on, in this event loop. Raises OSError if the port cannot be had."""
+    server = HttpServer(application)
+    await server.listen(port)
+    return server
 
 
-def stop_serving(server: Server) -> None:
-    """Stop accepting; requests under way are finished."""
-    server.stop()  # type: ignore[no-untyped-call]
+async def stop_serving(server: HttpServer) -> None:
+    """Stop accepting, and finish the requests under way (bounded)."""
+    await server.stop(STOP_WITHIN_S)
 
 
 class Fatal(Exception):
@@ -199,16 +176,15 @@ async def run_worker(
     """Serve health and metrics on `port` and repeat `run_once` until `stopping`.
 
     A failure of `run_once` is logged and repeated with a pause, so that a passing fault never ends the process.
-    What cannot pass does: Fatal from `run_once`, and the end of the health server or of a task `beside` it before
-    `stopping`. Raises Fatal then.
+    What cannot pass does: Fatal from `run_once`, and the end of a task `beside` it before `stopping`. Raises Fatal
+    then, and OSError if the port cannot be had.
     """
     health = Health()
     health.ready = ready
-    server = serve(health, port)
-    serving = asyncio.create_task(server.serve(), name=f"health server on port {port}")
+    server = await serve(health, port)
     working = asyncio.create_task(_repeat(run_once, stopping), name="main loop")
     waiter = asyncio.create_task(stopping.wait())
-    tasks = [working, serving, *beside]
+    tasks = [working, *beside]
     try:
         await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
         if not stopping.is_set():
@@ -220,8 +196,7 @@ async def run_worker(
         waiter.cancel()
         working.cancel()
         await asyncio.gather(waiter, working, return_exceptions=True)
-        stop_serving(server)
-        await asyncio.wait([serving], timeout=STOP_WITHIN_S)
+        await stop_serving(server)
 
 
 async def _repeat(run_once: Callable[[], Awaitable[object]], stopping: asyncio.Event) -> None:

@@ -24,6 +24,7 @@ from reference.errors import (
     RateLimited,
     Unauthenticated,
 )
+from reference.http_request import ConnectionEnded
 from reference.writer import Posted
 
 log = logging.getLogger("ledgerproof.api")
@@ -71,6 +72,8 @@ def failure(name: str, error: Exception) -> Answer:
         return problem(400, "invalid request", str(error), field=error.field)
     if isinstance(error, Rejected):
         return problem(error.status, error.title, str(error), headers=error.headers)
+    if isinstance(error, ConnectionEnded):
+        return problem(400, "request broken off", str(error))
     if isinstance(error, Unauthenticated):
         return problem(401, "unauthenticated", str(error), headers=CHALLENGE)
     if isinstance(error, Forbidden):

@@ -1,12 +1,14 @@
-"""Measures how many JSON commands a second each candidate HTTP framework decodes, answers and encodes.
+"""Measures how many JSON commands a second each candidate HTTP server or framework decodes, answers and encodes.
 
-    .venv/bin/python tests/benchmarks/http_frameworks.py [--seconds 3] [--rounds 3] [--json FILE]
+    .venv/bin/python tests/benchmarks/http_frameworks.py [--seconds 3] [--rounds 3] [--rate 4500] [--json FILE]
 
-Every candidate runs one worker on Granian and does the same work: a bet is decoded into a msgspec struct and
-a 202 answer is encoded. Candidates take turns, so that a busy neighbour hurts all of them alike, and the
-table shows ratios to the first one within the same round. The load is a closed loop of keep-alive
-connections from `wrk`, or from a generator in this file where `wrk` is missing. CPU time per request, taken
-from the server's own process tree, is the steadier of the two figures on a shared machine.
+Every candidate runs one worker and does the same work: a bet is decoded into a msgspec struct and a 202 answer
+is encoded. All but the service's own server run on Granian. Candidates take turns, so that a busy neighbour
+hurts all of them alike, and the table shows ratios to the first one within the same round. The load is a closed
+loop of keep-alive connections from `wrk`, or from a generator in this file where `wrk` is missing; with --rate it is
+an open one by the bench's generator, which shows what a request costs a server that is not saturated. CPU time per
+request, taken from the server's own process tree, is the steadier of the figures on a shared machine; the switches
+are those of all its threads, asked for or not.
 
 Frameworks that the project does not depend on are installed, pinned, into a throw-away environment.
 """
@@ -15,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -42,12 +45,14 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
 WARM_UP_S = 0.5
 PATH = "/v1/wallets/7/bets"
+TOKEN_CHARACTERS = 200
 BODY = (
     b'{"match_id":"019a0000-0000-7000-8000-000000000001","outcome":"HOME","side":"BACK","odds":250,"stake_minor":1000}'
 )
 HEADERS = [("content-type", "application/json")]
 
-SHARED_PACKAGES = ("granian", "msgspec", "uvloop")
+ROOT = Path(__file__).parents[2]
+SHARED_PACKAGES = ("granian", "httptools", "msgspec", "uvloop")
 """Taken into the throw-away environment in the versions of this one."""
 PINNED = {"starlette": "1.10.0", "falcon": "4.4.0", "litestar": "2.25.0"}
 
@@ -94,7 +99,7 @@ def answer(body: bytes) -> bytes:
 
 
 async def rsgi_app(scope: Any, protocol: Any) -> None:
-    """Answer over RSGI, Granian's own interface, without a framework."""
+    """Answer over RSGI, Granian's own interface, whose words our server uses too, without a framework."""
     protocol.response_bytes(202, HEADERS, answer(await protocol()))
 
 
@@ -154,7 +159,10 @@ def litestar_app() -> Any:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to serve: `target` is an application or, for frameworks, the function that builds it."""
+    """One way to serve: `target` is an application or, for frameworks, the function that builds it.
+
+    Without an interface it is served by `reference.http_server`.
+    """
 
     title: str
     interface: str
@@ -165,6 +173,7 @@ class Candidate:
 
 
 CANDIDATES = {
+    "own": Candidate("httptools in the event loop", "", "rsgi_app"),
     "rsgi-embedded": Candidate("Granian RSGI, in the asyncio process", "rsgi", "rsgi_app", embedded=True),
     "rsgi-worker": Candidate("Granian RSGI, its own worker process", "rsgi", "rsgi_app"),
     "asgi-bare": Candidate("Granian ASGI, no framework", "asgi", "asgi_app"),
@@ -177,6 +186,19 @@ CANDIDATES = {
 def serve(name: str, port: int) -> None:
     """Serve one candidate until SIGTERM. Runs in a process of its own."""
     candidate = CANDIDATES[name]
+    if not candidate.interface:
+        http_server = import_module("reference.http_server")
+
+        async def until_sigterm() -> None:
+            stopping = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+            server = http_server.HttpServer(rsgi_app)
+            await server.listen(port)
+            await stopping.wait()
+            await server.stop(STOP_TIMEOUT_S / 2)
+
+        import_module("uvloop").run(until_sigterm())
+        return
     if candidate.embedded:
         embed = import_module("granian.server.embed")
 
@@ -311,6 +333,7 @@ class Sample:
     p50_ms: float
     p99_ms: float
     cpu_us_per_request: float
+    switches_per_request: float
 
 
 def free_port() -> int:
@@ -328,6 +351,14 @@ def tree_cpu_s(pid: int) -> float:
     return sum(t.user + t.system for t in times)
 
 
+def tree_switches(pid: int) -> int:
+    """Return how often the threads of a process and its descendants were switched so far."""
+    root = psutil.Process(pid)
+    folders = [Path(f"/proc/{process.pid}/task") for process in (root, *root.children(recursive=True))]
+    texts = [status.read_text() for folder in folders for status in folder.glob("*/status")]
+    return sum(int(count) for text in texts for count in re.findall(r"ctxt_switches:\s+(\d+)", text))
+
+
 @contextlib.contextmanager
 def served(python: Path, name: str) -> Iterator[tuple[int, int]]:
     """Run a candidate's server; yield its pid and port when it accepts connections.
@@ -337,7 +368,7 @@ def served(python: Path, name: str) -> Iterator[tuple[int, int]]:
     port = free_port()
     with tempfile.TemporaryFile("w+") as output:
         command = [str(python), __file__, "--serve", name, "--port", str(port)]
-        server = psutil.Popen(command, stdout=output, stderr=output)
+        server = psutil.Popen(command, stdout=output, stderr=output, env=os.environ | {"PYTHONPATH": str(ROOT)})
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
             while True:
@@ -355,16 +386,50 @@ def served(python: Path, name: str) -> Iterator[tuple[int, int]]:
                 survivor.kill()
 
 
-def measure(python: Path, name: str, round_no: int, connections: int, seconds: float) -> Sample:
+def closed_load(port: int, connections: int, seconds: float) -> Load:
+    """Load the server as fast as it answers."""
+    if shutil.which("wrk"):
+        return wrk_load(port, connections, seconds)
+    return asyncio.run(own_load(port, connections, seconds))
+
+
+def measure(
+    python: Path, name: str, round_no: int, connections: int, seconds: float, load: Callable[[int, int, float], Load]
+) -> Sample:
     """Start the candidate, warm it up, load it and stop it."""
-    load = wrk_load if shutil.which("wrk") else lambda *args: asyncio.run(own_load(*args))
     with served(python, name) as (pid, port):
         asyncio.run(own_load(port, connections, WARM_UP_S))
-        cpu_before_s = tree_cpu_s(pid)
+        cpu_before_s, switches_before = tree_cpu_s(pid), tree_switches(pid)
         seen = load(port, connections, seconds)
-        cpu_s = tree_cpu_s(pid) - cpu_before_s
-    cpu_us = 1e6 * cpu_s / (seen.requests_per_s * seconds)
-    return Sample(name, round_no, seen.requests_per_s, seen.p50_ms, seen.p99_ms, cpu_us)
+        cpu_s, switches = tree_cpu_s(pid) - cpu_before_s, tree_switches(pid) - switches_before
+    requests = seen.requests_per_s * seconds
+    return Sample(
+        name, round_no, seen.requests_per_s, seen.p50_ms, seen.p99_ms, 1e6 * cpu_s / requests, switches / requests
+    )
+
+
+def open_load(rate: float) -> Callable[[int, int, float], Load]:
+    """Return a load of `rate` requests a second on average, whatever the answers do."""
+    sys.path.insert(0, str(ROOT))
+    plan, play = import_module("ledgerproof.bench.plan"), import_module("ledgerproof.bench.drive").play
+
+    def load(port: int, connections: int, seconds: float) -> Load:
+        asked = plan.Plan(
+            ports=[port],
+            kind="bets",
+            loop="open",
+            duration_s=seconds,
+            rate=rate,
+            connections=connections,
+            matches=[json.loads(BODY)["match_id"]],
+            token="t" * TOKEN_CHARACTERS,
+        )
+        seen = play(asked)
+        if seen.accepted != seen.due:
+            raise RuntimeError(f"{seen.accepted} of {seen.due} were accepted: {seen.first_problem}")
+        return Load(seen.accepted / seen.duration_s, seen.p50_ms, seen.p99_ms)
+
+    return load
 
 
 def table(samples: list[Sample], names: list[str]) -> str:
@@ -372,14 +437,16 @@ def table(samples: list[Sample], names: list[str]) -> str:
     rates = {name: [s.requests_per_s for s in samples if s.candidate == name] for name in names}
     cpu_us = {name: [s.cpu_us_per_request for s in samples if s.candidate == name] for name in names}
     lines = [
-        "| candidate | requests/s: ratio (range) | median | p99 ms | CPU µs/request: ratio (range) | median |",
-        "|---|---|---|---|---|---|",
+        "| candidate | requests/s: ratio (range) | median | p99 ms | CPU µs/request: ratio (range) | median | switches "
+        "|",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in names:
         lines.append(
             f"| {CANDIDATES[name].title} | {spread(ratios(rates[name], rates[names[0]]))} | {median(rates[name]):,.0f} "
             f"| {median(s.p99_ms for s in samples if s.candidate == name):.1f} "
-            f"| {spread(ratios(cpu_us[name], cpu_us[names[0]]))} | {median(cpu_us[name]):.0f} |"
+            f"| {spread(ratios(cpu_us[name], cpu_us[names[0]]))} | {median(cpu_us[name]):.0f} "
+            f"| {median(s.switches_per_request for s in samples if s.candidate == name):.2f} |"
         )
     return "\n".join(lines)
 
@@ -391,6 +458,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="load per candidate and round")
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--rate", type=float, help="requests per second of an open loop instead of a closed one")
     parser.add_argument("--json", type=Path, help="also write machine, samples and versions to this file")
     parser.add_argument("--serve", choices=CANDIDATES, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -398,16 +466,18 @@ def main() -> None:
     if args.serve:
         serve(args.serve, args.port)
         return
+    load = open_load(args.rate) if args.rate else closed_load
     samples = []
     packages = [CANDIDATES[name].package for name in args.candidates]
     extra = [f"{package}=={PINNED[package]}" for package in packages if package is not None]
     with python_with(extra, SHARED_PACKAGES) as python:
         for round_no in range(args.rounds):
             for name in args.candidates:
-                sample = measure(python, name, round_no, args.connections, args.seconds)
+                sample = measure(python, name, round_no, args.connections, args.seconds, load)
                 samples.append(sample)
                 print(f"round {round_no + 1}  {name:14} {sample.requests_per_s:9,.0f}/s", file=sys.stderr, flush=True)
-    where = machine() | {"generator": "wrk -t1" if shutil.which("wrk") else "built in"}
+    closed = "wrk -t1" if shutil.which("wrk") else "built in"
+    where = machine() | {"generator": f"bench, open, {args.rate:g}/s" if args.rate else f"{closed}, closed"}
     print(described(where))
     print(table(samples, args.candidates))
     if args.json:
