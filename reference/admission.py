@@ -18,6 +18,11 @@ DRAIN_WITHIN_S: Final = 12.0
 and a statement together can take."""
 
 
+REFUSE_FOR_S: Final = 0.3
+"""After that notice, calls are refused with their reason for at least this long before connections are closed: a caller
+whose connection just ends cannot know what became of its call."""
+
+
 class Needs(Enum):
     """What a caller must be."""
 
@@ -70,10 +75,12 @@ class Admission:
         self.stopping = True
         await asyncio.sleep(self._notice_s)
         self.draining = True
+        refusing = asyncio.create_task(asyncio.sleep(REFUSE_FOR_S))
         if self.under_way:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), DRAIN_WITHIN_S)
+        await refusing
         return self.under_way
 
     async def close(self) -> None:

@@ -51,12 +51,26 @@ async def _trace(folder: Path, trace_id: str, wanted: set[tuple[str, str]]) -> T
     raise AssertionError(f"after {WITHIN_S} s {sorted(wanted - seen)} are missing; without a parent: {orphans}")
 
 
+async def _resting(client: Client, match_id: str) -> None:
+    """Wait until an order rests in the match's book."""
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline:
+        status, book, _ = await client.get(f"/v1/matches/{match_id}/book")
+        assert status == 200
+        if any(outcome["back"] or outcome["lay"] for outcome in book["outcomes"]):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"the bet is not in the book after {WITHIN_S} s")
+
+
 async def test_a_bets_trace_leads_from_the_api_to_its_payout(client, service_config) -> None:
     match_id = await client.match()
     layer, backer = await client.funded(10_000), await client.funded(10_000)
     terms = {"match_id": match_id, "outcome": "HOME", "odds": 250, "stake_minor": 1000}
     status, _, _ = await client.post(f"/v1/wallets/{layer}/bets", terms | {"side": "LAY"})
     assert status == 202
+    # The fill belongs to the trace of the bet that came second, and two wallets' bets may overtake each other.
+    await _resting(client, match_id)
     trace_id, traceparent = _asked(sampled=True)
     status, _, _ = await client.post(
         f"/v1/wallets/{backer}/bets", terms | {"side": "BACK"}, headers={"traceparent": traceparent}
