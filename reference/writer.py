@@ -42,6 +42,10 @@ HOT_REST = 9.0
 """After such a batch the lane rests this many times as long as it took: the others have the rest of the server."""
 HOT_WAITS_S = 0.05
 """The lane waits this long at most for a moment in which no batch of other wallets is posted."""
+LANES = 2
+"""Batches under way at once: with one, Postgres waits for this process, and then this process for Postgres."""
+CROWDED = 64
+"""Commands that must wait before a second batch is begun beside the first: two small ones cost more than one."""
 LINGER_FROM = 20
 """Commands in one sweep from which a small batch waits `writer_linger_ms` for company: fewer would wait in vain."""
 LINGER_BATCH = 64
@@ -100,6 +104,19 @@ class _Waiting(msgspec.Struct):
     posting: Posting
     future: asyncio.Future[Posted]
     deadline: float
+
+
+class _Lane:
+    """One of the loops that post ordinary wallets, with its connection."""
+
+    __slots__ = ("began_s", "connection", "wanted", "works")
+
+    def __init__(self) -> None:
+        self.connection: asyncpg.Connection | None = None
+        self.wanted = asyncio.Event()
+        self.works = False
+        self.began_s: float | None = None
+        """When the batch under way was sent to the database."""
 
 
 def arguments(created_by: str, postings: Sequence[Posting]) -> list[object]:
@@ -169,13 +186,12 @@ class Writer:
         """Whether a batch of other wallets was posted since the newest one of hot wallets."""
         self._gap = asyncio.Event()
         """Set while no batch of other wallets is posted: none waits, or those that do wait for company."""
-        self._arrived = asyncio.Event()
-        self._connection: asyncpg.Connection | None = None
+        self._lanes = [_Lane() for _ in range(LANES)]
+        self._in_lanes: set[int] = set()
+        """Wallets whose commands the lanes are posting now."""
         self._down_until = 0.0
-        self._busy = False
         self._idle = asyncio.Event()
         self._draining = False
-        self._batch_began_s: float | None = None
         self._hot_began_s: float | None = None
         self._arrivals = 0
         self._lingers = False
@@ -183,16 +199,20 @@ class Writer:
         self._singles: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Start the batching loop."""
-        self._tasks = [asyncio.create_task(loop) for loop in (self._run(), self._run_hot(), self._sweep())]
+        """Start the batching loops."""
+        loops = [*(self._run(lane) for lane in self._lanes), self._run_hot(), self._sweep()]
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     @property
     def batch_age_s(self) -> float:
         """How long the oldest batch under way has been in the database; 0 without one."""
         now = time.monotonic()
-        return max(
-            (now - began for began in (self._batch_began_s, self._hot_began_s) if began is not None), default=0.0
-        )
+        begun = (self._hot_began_s, *(lane.began_s for lane in self._lanes))
+        return max((now - began for began in begun if began is not None), default=0.0)
+
+    @property
+    def _busy(self) -> bool:
+        return any(lane.works for lane in self._lanes)
 
     async def stop(self) -> None:
         """Post what was admitted, refuse what comes later, then close the connection."""
@@ -205,7 +225,7 @@ class Writer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_queue(ServerUnavailable("this process is stopping"))
-        for connection in (self._connection, self._hot_connection):
+        for connection in (self._hot_connection, *(lane.connection for lane in self._lanes)):
             if connection is not None:
                 connection.terminate()
 
@@ -235,7 +255,9 @@ class Writer:
             return future
         self._arrivals += 1
         self._queue.append(admitted)
-        self._arrived.set()
+        self._lanes[0].wanted.set()
+        if len(self._queue) >= CROWDED:
+            self._lanes[1].wanted.set()
         return future
 
     async def _sweep(self) -> None:
@@ -253,23 +275,35 @@ class Writer:
             self._arrivals = 0
             metrics.WRITER_QUEUE.labels(self._name).set(len(self._queue))
 
-    async def _run(self) -> None:
+    async def _run(self, lane: _Lane) -> None:
+        """Post what waits. The first lane works for any command, the others where a crowd waits.
+
+        While an answer of Postgres waits for this loop, or a batch for Postgres, another lane's batch goes on.
+        """
+        first = lane is self._lanes[0]
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            self._busy = True
-            while self._queue:
-                if self._lingers and len(self._queue) < LINGER_BATCH and not self._draining:
+            await lane.wanted.wait()
+            lane.wanted.clear()
+            lane.works = True
+            while self._queue if first else len(self._queue) >= CROWDED:
+                if first and self._lingers and len(self._queue) < LINGER_BATCH and not self._draining:
                     self._gap.set()
                     await asyncio.sleep(self._store.config.writer_linger_ms / 1000)
                 self._gap.clear()
                 batch = self._take_batch()
-                if batch:
-                    await self._post_batch(batch)
-                    self._batch_began_s = None
-                    self._others_posted = True
-            self._busy = False
-            self._gap.set()
+                if not batch:
+                    break  # All that waits is of wallets in another lane, which says when it is done.
+                users = {waiting.posting.user_id for waiting in batch}
+                self._in_lanes |= users
+                await self._post_batch(lane, batch)
+                self._in_lanes -= users
+                lane.began_s = None
+                self._others_posted = True
+                if self._queue:
+                    self._lanes[0].wanted.set()
+            lane.works = False
+            if not self._busy:
+                self._gap.set()
             self._idle.set()
 
     async def _run_hot(self) -> None:
@@ -330,20 +364,26 @@ class Writer:
     def _take_batch(self) -> list[_Waiting]:
         """Take the oldest commands, at most one of each (user, key): a second one waits for the next batch.
 
-        Those of a wallet that has many of them, or that is in the hot lane, all go there: its order is kept.
+        Those of a wallet that has many of them, or that is in the hot lane, all go there. Those of a wallet that is
+        being posted to wait. So the order of each wallet is kept.
         """
         taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._store.config.writer_batch))]
         shares = Counter([waiting.posting.user_id for waiting in taken])
         batch: list[_Waiting] = []
         seen: set[tuple[int, str]] = set()
         later: list[_Waiting] = []
+        behind: set[int] = set()
+        """Wallets one of whose commands stays in the queue: those after it stay behind it."""
         for waiting in taken:
             user_id = waiting.posting.user_id
             identity = (user_id, waiting.posting.key)
-            if shares[user_id] > HOT_COMMANDS or user_id in self._hot_commands:
+            if user_id in self._in_lanes or user_id in behind:
+                later.append(waiting)
+            elif shares[user_id] > HOT_COMMANDS or user_id in self._hot_commands:
                 self._enter_hot_lane(waiting)
                 self._arrivals -= 1  # whether the others linger for company is their own matter
             elif identity in seen:
+                behind.add(user_id)
                 later.append(waiting)
             else:
                 seen.add(identity)
@@ -351,17 +391,18 @@ class Writer:
         self._queue.extendleft(reversed(later))
         return batch
 
-    async def _post_batch(self, batch: list[_Waiting]) -> None:
+    async def _post_batch(self, lane: _Lane, batch: list[_Waiting]) -> None:
         try:
-            connection = await self._ready()
+            if lane.connection is None or lane.connection.is_closed():
+                lane.connection = await self._store.connect(self._server)
         except ServerUnavailable as error:
             self._down_until = time.monotonic() + RECONNECT_AFTER_S
             _fail_all(batch, error)
             self._fail_queue(error)
             return
-        self._batch_began_s = time.monotonic()
-        if not await self._post_over(connection, batch):
-            self._connection = None
+        lane.began_s = time.monotonic()
+        if not await self._post_over(lane.connection, batch):
+            lane.connection = None
 
     async def _post_over(self, connection: asyncpg.Connection, batch: list[_Waiting]) -> bool:
         """Post a batch and answer its commands; return whether the connection can still be used."""
@@ -479,11 +520,6 @@ class Writer:
                         differs=differs,
                     )
                 )
-
-    async def _ready(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._store.connect(self._server)
-        return self._connection
 
     def _fail_queue(self, error: LedgerError) -> None:
         for queue in (self._queue, self._hot):

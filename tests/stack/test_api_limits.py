@@ -259,7 +259,7 @@ async def test_a_process_whose_writer_lost_its_batch_is_not_alive(service_config
     api = Api(service_config, Tracing(service_config, "test"))
     writer = api.writers[0]
     assert api.alive() is None
-    writer._batch_began_s = time.monotonic() - 11
+    writer._lanes[0].began_s = time.monotonic() - 11
     assert (api.alive() or "").startswith("the writer of pg0 has not come back for 11 s")
     assert await api.ready() == api.alive()
     await api.stop()

@@ -65,7 +65,25 @@ def test_one_batch_never_holds_a_key_twice_and_keeps_the_order() -> None:
             future.cancel()
         return batches
 
-    assert asyncio.run(scenario()) == [["1a", "2a", "1b"], ["1a"], ["1a"]]
+    assert asyncio.run(scenario()) == [["1a", "2a"], ["1a", "1b"], ["1a"]]
+
+
+def test_what_stays_behind_in_the_queue_keeps_its_wallets_order() -> None:
+    async def scenario() -> tuple[list[str], list[str], list[str]]:
+        writer = _writer(_config())
+        asked = [(1, "a"), (2, "a"), (1, "a"), (1, "b"), (2, "b"), (3, "a")]
+        waiting = [asyncio.ensure_future(writer.post(_posting(user, key))) for user, key in asked]
+        await asyncio.sleep(0)
+        writer._in_lanes = {2}  # another lane is posting to this wallet
+        first = [f"{item.posting.user_id}{item.posting.key}" for item in writer._take_batch()]
+        writer._in_lanes = set()
+        second = [f"{item.posting.user_id}{item.posting.key}" for item in writer._take_batch()]
+        third = [f"{item.posting.user_id}{item.posting.key}" for item in writer._take_batch()]
+        for future in waiting:
+            future.cancel()
+        return first, second, third
+
+    assert asyncio.run(scenario()) == (["1a", "3a"], ["2a", "1a", "1b", "2b"], [])
 
 
 def test_a_wallet_with_many_commands_goes_to_its_own_lane_in_its_order() -> None:
