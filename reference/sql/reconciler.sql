@@ -163,26 +163,42 @@ recent AS MATERIALIZED (
                 THEN (payload ->> 'user_id')::bigint END AS user_id,
            CASE WHEN pg_input_is_valid(payload ->> 'seq', 'bigint') THEN (payload ->> 'seq')::bigint END AS seq
       FROM events WHERE id > $1 ORDER BY id LIMIT $2),
-e AS (SELECT * FROM recent WHERE event_type IN ('BetCreated', 'EntryPosted'))
-SELECT CASE WHEN l.seq > 1 AND p.seq IS NULL THEN 'LEDGER_GAP'
-            WHEN l.balance_snapshot < 0 THEN 'LEDGER_NEGATIVE' ELSE 'LEDGER_CHAIN' END AS code,
-       l.user_id, l.seq, l.match_id::text AS match_id, NULL::text AS event_id,
-       CASE WHEN l.seq > 1 AND p.seq IS NULL THEN format('seq %s', l.seq - 1)
-            WHEN l.balance_snapshot < 0 THEN 'balance 0 or more'
-            ELSE format('balance %s = %s + %s', coalesce(p.balance_snapshot, 0) + l.amount,
-                        coalesce(p.balance_snapshot, 0), l.amount) END AS expected,
-       CASE WHEN l.seq > 1 AND p.seq IS NULL THEN 'no such entry' ELSE format('balance %s', l.balance_snapshot)
+e AS (SELECT * FROM recent WHERE event_type IN ('BetCreated', 'EntryPosted')),
+-- Most entries follow one that is new as well; only what was there before is looked up.
+walked AS (
+    SELECT l.*, lag(seq) OVER w AS prev_seq, lag(balance_snapshot) OVER w AS prev_balance
+      FROM l WINDOW w AS (PARTITION BY user_id ORDER BY seq)),
+chained AS (
+    SELECT c.*, CASE WHEN c.prev_seq = c.seq - 1 THEN c.prev_seq ELSE p.seq END AS before_seq,
+           CASE WHEN c.prev_seq = c.seq - 1 THEN c.prev_balance ELSE p.balance_snapshot END AS before_balance
+      FROM walked c
+      LEFT JOIN LATERAL (SELECT w.seq, w.balance_snapshot FROM wallet_ledger w
+                          WHERE c.prev_seq IS DISTINCT FROM c.seq - 1
+                            AND w.shard = c.shard AND w.user_id = c.user_id AND w.seq = c.seq - 1 LIMIT 1) p ON true)
+SELECT CASE WHEN c.seq > 1 AND c.before_seq IS NULL THEN 'LEDGER_GAP'
+            WHEN c.balance_snapshot < 0 THEN 'LEDGER_NEGATIVE' ELSE 'LEDGER_CHAIN' END AS code,
+       c.user_id, c.seq, c.match_id::text AS match_id, NULL::text AS event_id,
+       CASE WHEN c.seq > 1 AND c.before_seq IS NULL THEN format('seq %s', c.seq - 1)
+            WHEN c.balance_snapshot < 0 THEN 'balance 0 or more'
+            ELSE format('balance %s = %s + %s', coalesce(c.before_balance, 0) + c.amount,
+                        coalesce(c.before_balance, 0), c.amount) END AS expected,
+       CASE WHEN c.seq > 1 AND c.before_seq IS NULL THEN 'no such entry' ELSE format('balance %s', c.balance_snapshot)
             END AS found
-  FROM l
-  LEFT JOIN LATERAL (SELECT w.seq, w.balance_snapshot FROM wallet_ledger w
-                      WHERE w.shard = l.shard AND w.user_id = l.user_id AND w.seq = l.seq - 1 LIMIT 1) p ON true
- WHERE (l.seq > 1 AND p.seq IS NULL) OR l.balance_snapshot < 0
-    OR l.balance_snapshot <> coalesce(p.balance_snapshot, 0) + l.amount
+  FROM chained c
+ WHERE (c.seq > 1 AND c.before_seq IS NULL) OR c.balance_snapshot < 0
+    OR c.balance_snapshot <> coalesce(c.before_balance, 0) + c.amount
 UNION ALL
 SELECT 'EVENT_MISSING', l.user_id, l.seq, l.match_id::text, NULL, {entry_text}, 'no event'
   FROM l
  WHERE l.created_at >= $3 AND NOT EXISTS (SELECT FROM e WHERE e.user_id = l.user_id AND e.seq = l.seq)
 UNION ALL
+SELECT 'EVENT_DIFFERS', e.user_id, e.seq, e.payload ->> 'match_id', e.event_id::text, {entry_text},
+       left(e.payload::text, 500)
+  FROM e
+  JOIN l ON l.user_id = e.user_id AND l.seq = e.seq
+ WHERE {entry_event_differs}
+UNION ALL
+-- Events of entries that are not new.
 SELECT CASE WHEN l.seq IS NULL THEN 'ENTRY_MISSING' ELSE 'EVENT_DIFFERS' END, e.user_id, e.seq,
        e.payload ->> 'match_id', e.event_id::text,
        CASE WHEN l.seq IS NULL THEN 'an entry of this event' ELSE {entry_text} END, left(e.payload::text, 500)
@@ -190,7 +206,8 @@ SELECT CASE WHEN l.seq IS NULL THEN 'ENTRY_MISSING' ELSE 'EVENT_DIFFERS' END, e.
   LEFT JOIN LATERAL (SELECT * FROM wallet_ledger w
                       WHERE w.shard = (e.user_id % 100)::smallint AND w.user_id = e.user_id AND w.seq = e.seq
                       LIMIT 1) l ON true
- WHERE l.seq IS NULL OR {entry_event_differs}
+ WHERE NOT EXISTS (SELECT FROM l AS n WHERE n.user_id = e.user_id AND n.seq = e.seq)
+   AND (l.seq IS NULL OR {entry_event_differs})
 UNION ALL
 SELECT CASE WHEN b.bet_id IS NULL THEN 'BET_MISSING' ELSE 'BET_DIFFERS' END, l.user_id, l.seq, l.match_id::text,
        NULL, format('bet %s, match %s, reserve %s', l.bet_id, l.match_id, -l.amount),
