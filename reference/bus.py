@@ -42,7 +42,7 @@ Record = tuple[str, str | bytes | None, bytes, Headers]
 Place = tuple[str, int]
 """A partition: topic and number."""
 
-HELD_MAX = 40_000
+HELD_MAX = 20_000
 """Messages in memory at most, give or take one poll; beyond it the partitions are paused until half is done."""
 FETCHED_MAX_KB = 16_384
 """What the client library may fetch ahead, in kilobytes."""

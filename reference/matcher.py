@@ -33,7 +33,7 @@ log = logging.getLogger("ledgerproof.matcher")
 GROUP = "matcher"
 TOPICS = (TOPIC_OF[EventType.BET_CREATED],)
 CACHED_BOOKS_MAX = 1_000
-CACHED_ORDERS_MAX = 300_000
+CACHED_ORDERS_MAX = 100_000
 """Open orders in all cached books of a server together, at roughly 600 bytes each."""
 REFRESH_VERSIONS_MAX = 100
 REFRESH_ORDERS_MAX = 10_000
