@@ -33,8 +33,8 @@ log = logging.getLogger("ledgerproof.matcher")
 GROUP = "matcher"
 TOPICS = (TOPIC_OF[EventType.BET_CREATED],)
 CACHED_BOOKS_MAX = 1_000
-CACHED_ORDERS_MAX = 100_000
-"""Open orders in all cached books of a server together, at roughly 600 bytes each."""
+CACHED_ORDERS_MAX = 250_000
+"""Open orders in all cached books of a server together, at roughly 400 bytes each."""
 REFRESH_VERSIONS_MAX = 100
 REFRESH_ORDERS_MAX = 10_000
 """A cached book that is behind by more versions, or by as many changed orders, is read anew."""
@@ -299,13 +299,12 @@ async def _current_books(
                 for order in missed:
                     book.refresh(order_of(order))
                 current[row["match_id"]] = book
-    missing = {row["match_id"]: row["fills"] for row in rows if row["match_id"] not in current}
-    if missing:
-        orders: dict[UUID, list[Order]] = {match_id: [] for match_id in missing}
-        for order in await connection.fetch(sql["open_orders"], list(missing)):
-            orders[order["match_id"]].append(order_of(order))
-        for match_id, waiting in orders.items():
-            current[match_id] = Book(match_id, missing[match_id], waiting)
+    for row in rows:
+        match_id = row["match_id"]
+        if match_id not in current:
+            # One by one: the rows of deep books together would take more memory than all books may.
+            waiting = await connection.fetch(sql["open_orders"], match_id)
+            current[match_id] = Book(match_id, row["fills"], map(order_of, waiting))
     return current
 
 

@@ -101,14 +101,22 @@ class Fill(msgspec.Struct, frozen=True):
     """What the backer wins on top of the stake, before commission, minor units; at most `liability`."""
 
 
-Rank = tuple[int, int]
-"""Sort key of a resting order within its side; the order to take first has the greatest rank."""
+ARRIVALS = 2**44
+"""More than a match can have arrivals: what separates price and arrival in a rank."""
+
+Rank = int
+"""Sort key of a resting order within its side; the order to take first has the greatest rank. One number and not a
+pair: a deep book has as many of them as orders."""
 
 
 def rank_of(order: Order) -> Rank:
     """Return the rank: BACKs with low odds first, LAYs with high odds first, then the earlier arrival."""
     price = -order.odds if order.side is Side.BACK else order.odds
-    return price, -order.arrival
+    return price * ARRIVALS - order.arrival
+
+
+def _arrival_of(rank: Rank) -> int:
+    return -rank % ARRIVALS
 
 
 def _trade(fill_no: int, incoming: Order, resting: Order) -> Fill:
@@ -139,7 +147,7 @@ class Book:
         self.fill_count = fill_count
         self._sides: dict[tuple[str, Side], list[Rank]] = {}
         self._at_arrival: dict[int, Order] = {}
-        self._by_bet: dict[UUID, Order] = {}
+        self._names: dict[str, str] = {}
         for order in orders:
             if order.remaining <= 0:
                 raise ValueError(f"bet {order.bet_id} is not open")
@@ -149,29 +157,28 @@ class Book:
             resting.sort()
 
     def __len__(self) -> int:
-        return len(self._by_bet)
+        return len(self._at_arrival)
 
     def open_orders(self, outcome: str, side: Side) -> list[Order]:
         """Return one side's open orders, the one that trades next first."""
-        return [self._at_arrival[-rank[1]] for rank in reversed(self._sides.get((outcome, side), []))]
+        return [self._at_arrival[_arrival_of(rank)] for rank in reversed(self._sides.get((outcome, side), []))]
 
     def place(self, order: Order) -> list[Fill]:
         """Trade an arriving order, put what is left of it into the book, and return the fills.
 
         The orders of the returned fills are already updated. Cost grows with the number of fills and of the
-        owner's own resting orders that are passed over. Raises ValueError if the bet or its arrival is in
-        the book already.
+        owner's own resting orders that are passed over. Raises ValueError if its arrival is in the book already.
         """
         if order.match_id != self.match_id:
             raise ValueError(f"bet {order.bet_id} belongs to match {order.match_id}, not {self.match_id}")
-        if order.bet_id in self._by_bet or order.arrival in self._at_arrival:
-            raise ValueError(f"bet {order.bet_id} or arrival {order.arrival} is in the book already")
+        if order.arrival in self._at_arrival:
+            raise ValueError(f"arrival {order.arrival} of bet {order.bet_id} is in the book already")
         opposite = Side.LAY if order.side is Side.BACK else Side.BACK
         resting = self._sides.get((order.outcome, opposite), [])
         fills: list[Fill] = []
         position = len(resting) - 1
         while order.remaining and position >= 0:
-            candidate = self._at_arrival[-resting[position][1]]
+            candidate = self._at_arrival[_arrival_of(resting[position])]
             back, lay = (order, candidate) if order.side is Side.BACK else (candidate, order)
             if back.odds > lay.odds:
                 break
@@ -187,8 +194,11 @@ class Book:
         return fills
 
     def cancel(self, bet_id: UUID) -> Order | None:
-        """Take a bet's order out of the book and cancel its rest; None if the bet is not in the book."""
-        order = self._by_bet.get(bet_id)
+        """Take a bet's order out of the book and cancel its rest; None if the bet is not in the book.
+
+        It looks through the whole book: the service cancels in the table and then tells the book (`refresh`).
+        """
+        order = next((order for order in self._at_arrival.values() if order.bet_id == bet_id), None)
         if order is None:
             return None
         self._withdraw(order)
@@ -197,7 +207,7 @@ class Book:
 
     def refresh(self, order: Order) -> None:
         """Take over what somebody else did to an order, given as it is now: placed, traded or cancelled."""
-        known = self._by_bet.get(order.bet_id)
+        known = self._at_arrival.get(order.arrival)
         if known is not None and order.remaining:
             # Odds and arrival never change, so neither does the place in the queue.
             self._remember(order)
@@ -216,9 +226,10 @@ class Book:
         self._forget(order)
 
     def _remember(self, order: Order) -> None:
+        # Each came with an id and a name of its own, a quarter of what it would take in memory.
+        order.match_id = self.match_id
+        order.outcome = self._names.setdefault(order.outcome, order.outcome)
         self._at_arrival[order.arrival] = order
-        self._by_bet[order.bet_id] = order
 
     def _forget(self, order: Order) -> None:
         del self._at_arrival[order.arrival]
-        del self._by_bet[order.bet_id]

@@ -25,7 +25,7 @@ SELECT clock_timestamp() AS at,
 SELECT bet_id, match_id, user_id, outcome, side, odds, stake, reserve, arrival, matched_stake, matched_liability,
        winnings, liability_hundredths, cancelled_stake, cancel_refund, cancel_reason
   FROM orders
- WHERE match_id = ANY ($1::uuid[]) AND state IN ('PENDING', 'PART_MATCHED')
+ WHERE match_id = $1 AND state IN ('PENDING', 'PART_MATCHED')
 
 -- name: changed_orders
 -- Match by match and limited, so that the plan is a walk over the end of orders_changed however many orders there are.
