@@ -3,7 +3,7 @@
 A general client hides the one thing the history must know: whether any byte of a failed request may have
 reached the service. Here `NotSent` means certainly not, `Lost` means perhaps; nothing is sent twice.
 It is also cheap, which matters when the generator shares the machine with the service: 0.04 ms of CPU per
-request against 0.26 ms with aiohttp 3.14 (POST, 64 connections, Granian, uvloop, 2-core machine).
+request against 0.26 ms with aiohttp 3.14 (POST, 64 connections, a Granian server, uvloop, 2 cores, commit c7cbae7).
 """
 
 import asyncio

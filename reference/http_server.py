@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_pieces_bytes",
+        "_received",
         "_receiving",
         "_reframing",
         "_refusal",
@@ -97,7 +98,9 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._header_bytes = 0
         self._pieces_bytes = 0
-        """Received in whole pieces of a header that has not ended."""
+        """Received in whole pieces of a header that has not ended, or of a body that brought nothing of it."""
+        self._received = 0
+        """Pieces of bodies so far."""
         self._in_header = False
         self._reframing = False
         self._receiving: Request | None = None
@@ -244,7 +247,7 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, piece: bytes) -> None:
         assert self._parser is not None, "nothing is received after the connection was lost"
-        had_begun = self._in_header
+        had_begun, receiving, received = self._in_header, self._receiving, self._received
         http_ends_at = -1
         try:
             self._parser.feed_data(piece)
@@ -259,6 +262,12 @@ class Connection(asyncio.Protocol):
             self._pieces_bytes += len(piece)
             if self._pieces_bytes > HEADER_MAX_BYTES:
                 self._refuse(_header_too_large())
+        elif receiving is not None and self._receiving is receiving and self._received == received:
+            # Trailers and extensions of chunks: nobody wants them, and the parser keeps what has not ended.
+            self._pieces_bytes += len(piece)
+            if self._pieces_bytes > HEADER_MAX_BYTES:
+                self._deaf = True
+                receiving.break_off("what stands between and behind its chunks is too large")
 
     def _stay_with_http(self, rest: bytes) -> None:
         """Go on after a request for another protocol, which is ignored (RFC 9110, 7.8).
@@ -326,6 +335,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Begin the request, or have it wait for those before it."""
         self._in_header = False
+        self._pieces_bytes = 0
         if self._reframing:
             self._reframing = False
             return
@@ -365,6 +375,8 @@ class Connection(asyncio.Protocol):
         """Take a piece of the body."""
         if self._receiving is not None:
             self._since = self._server.now
+            self._pieces_bytes = 0
+            self._received += 1
             self._receiving.take(piece)
 
     def on_message_complete(self) -> None:
@@ -450,6 +462,7 @@ class Connection(asyncio.Protocol):
         self._refusal = None
         if unread and not self.is_left and not self._transport.is_closing():
             self._lingers = True
+            self._since = self._server.now
             self._transport.write_eof()
             if self._paused:
                 self._paused = False

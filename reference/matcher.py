@@ -34,7 +34,7 @@ GROUP = "matcher"
 TOPICS = (TOPIC_OF[EventType.BET_CREATED],)
 CACHED_BOOKS_MAX = 1_000
 CACHED_ORDERS_MAX = 250_000
-"""Open orders in all cached books of a server together, at roughly 400 bytes each."""
+"""Open orders in all cached books of a server together, at roughly 500 bytes each."""
 REFRESH_VERSIONS_MAX = 100
 REFRESH_ORDERS_MAX = 10_000
 """A cached book that is behind by more versions, or by as many changed orders, is read anew."""

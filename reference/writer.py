@@ -40,6 +40,7 @@ HOT_BATCH = 16
 of theirs waits long for the processor or for the log."""
 HOT_REST = 9.0
 """After such a batch the lane rests this many times as long as it took: the others have the rest of the server."""
+HOT_REST_MAX_S = 0.5
 HOT_WAITS_S = 0.05
 """The lane waits this long at most for a moment in which no batch of other wallets is posted."""
 LANES = 2
@@ -116,7 +117,7 @@ class _Lane:
         self.wanted = asyncio.Event()
         self.works = False
         self.began_s: float | None = None
-        """When the batch under way was sent to the database."""
+        """When the batch under way was begun."""
 
 
 def arguments(created_by: str, postings: Sequence[Posting]) -> list[object]:
@@ -185,7 +186,7 @@ class Writer:
         self._others_posted = False
         """Whether a batch of other wallets was posted since the newest one of hot wallets."""
         self._gap = asyncio.Event()
-        """Set while no batch of other wallets is posted: none waits, or those that do wait for company."""
+        """Set while the first lane posts nothing: nothing waits, or what does waits for company."""
         self._lanes = [_Lane() for _ in range(LANES)]
         self._in_lanes: set[int] = set()
         """Wallets whose commands the lanes are posting now."""
@@ -215,7 +216,7 @@ class Writer:
         return any(lane.works for lane in self._lanes)
 
     async def stop(self) -> None:
-        """Post what was admitted, refuse what comes later, then close the connection."""
+        """Post what was admitted, refuse what comes later, then close the connections."""
         self._draining = True
         while self._queue or self._busy or self._hot_commands:
             self._idle.clear()
@@ -271,6 +272,7 @@ class Writer:
                     if queue is self._hot:
                         self._left_hot_lane([waiting])
                     _fail(waiting, DeadlineExceeded(f"waited too long for {self._name}"))
+                    self._idle.set()
             self._lingers = self._arrivals >= LINGER_FROM
             self._arrivals = 0
             metrics.WRITER_QUEUE.labels(self._name).set(len(self._queue))
@@ -291,8 +293,10 @@ class Writer:
                     await asyncio.sleep(self._store.config.writer_linger_ms / 1000)
                 self._gap.clear()
                 batch = self._take_batch()
+                if not batch and not self._in_lanes:
+                    continue  # What was taken went to the lane of hot wallets: on to what is behind it.
                 if not batch:
-                    break  # All that waits is of wallets in another lane, which says when it is done.
+                    break  # What was taken is of wallets in the other lane, which says when it is done.
                 users = {waiting.posting.user_id for waiting in batch}
                 self._in_lanes |= users
                 await self._post_batch(lane, batch)
@@ -325,7 +329,7 @@ class Writer:
                 self._hot_began_s = None
                 self._left_hot_lane(batch)
                 if self._hot and (self._others_posted or self._busy) and not self._draining:
-                    await asyncio.sleep(HOT_REST * (time.monotonic() - started))
+                    await asyncio.sleep(min(HOT_REST_MAX_S, HOT_REST * (time.monotonic() - started)))
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._gap.wait(), HOT_WAITS_S)
             self._idle.set()
@@ -374,24 +378,41 @@ class Writer:
         later: list[_Waiting] = []
         behind: set[int] = set()
         """Wallets one of whose commands stays in the queue: those after it stay behind it."""
+        heated: set[int] = set()
         for waiting in taken:
             user_id = waiting.posting.user_id
             identity = (user_id, waiting.posting.key)
             if user_id in self._in_lanes or user_id in behind:
                 later.append(waiting)
             elif shares[user_id] > HOT_COMMANDS or user_id in self._hot_commands:
-                self._enter_hot_lane(waiting)
-                self._arrivals -= 1  # whether the others linger for company is their own matter
+                if user_id not in self._hot_commands:
+                    heated.add(user_id)
+                self._move_to_hot_lane(waiting)
             elif identity in seen:
                 behind.add(user_id)
                 later.append(waiting)
             else:
                 seen.add(identity)
                 batch.append(waiting)
+        if heated:
+            # What is still behind in the queue goes along, before anything newer enters the lane directly.
+            rest = [*self._queue]
+            self._queue.clear()
+            for waiting in rest:
+                if waiting.posting.user_id in heated:
+                    self._move_to_hot_lane(waiting)
+                else:
+                    self._queue.append(waiting)
         self._queue.extendleft(reversed(later))
         return batch
 
+    def _move_to_hot_lane(self, waiting: _Waiting) -> None:
+        self._enter_hot_lane(waiting)
+        # Whether the others linger for company is their own matter.
+        self._arrivals = max(0, self._arrivals - 1)
+
     async def _post_batch(self, lane: _Lane, batch: list[_Waiting]) -> None:
+        lane.began_s = time.monotonic()
         try:
             if lane.connection is None or lane.connection.is_closed():
                 lane.connection = await self._store.connect(self._server)
@@ -400,7 +421,6 @@ class Writer:
             _fail_all(batch, error)
             self._fail_queue(error)
             return
-        lane.began_s = time.monotonic()
         if not await self._post_over(lane.connection, batch):
             lane.connection = None
 

@@ -167,7 +167,7 @@ e AS (SELECT * FROM recent WHERE event_type IN ('BetCreated', 'EntryPosted')),
 -- Most entries follow one that is new as well; only what was there before is looked up.
 walked AS (
     SELECT l.*, lag(seq) OVER w AS prev_seq, lag(balance_snapshot) OVER w AS prev_balance
-      FROM l WINDOW w AS (PARTITION BY user_id ORDER BY seq)),
+      FROM l WINDOW w AS (PARTITION BY shard, user_id ORDER BY seq)),
 chained AS (
     SELECT c.*, CASE WHEN c.prev_seq = c.seq - 1 THEN c.prev_seq ELSE p.seq END AS before_seq,
            CASE WHEN c.prev_seq = c.seq - 1 THEN c.prev_balance ELSE p.balance_snapshot END AS before_balance
@@ -195,7 +195,7 @@ UNION ALL
 SELECT 'EVENT_DIFFERS', e.user_id, e.seq, e.payload ->> 'match_id', e.event_id::text, {entry_text},
        left(e.payload::text, 500)
   FROM e
-  JOIN l ON l.user_id = e.user_id AND l.seq = e.seq
+  JOIN l ON l.shard = (e.user_id % 100)::smallint AND l.user_id = e.user_id AND l.seq = e.seq
  WHERE {entry_event_differs}
 UNION ALL
 -- Events of entries that are not new.
@@ -206,7 +206,8 @@ SELECT CASE WHEN l.seq IS NULL THEN 'ENTRY_MISSING' ELSE 'EVENT_DIFFERS' END, e.
   LEFT JOIN LATERAL (SELECT * FROM wallet_ledger w
                       WHERE w.shard = (e.user_id % 100)::smallint AND w.user_id = e.user_id AND w.seq = e.seq
                       LIMIT 1) l ON true
- WHERE NOT EXISTS (SELECT FROM l AS n WHERE n.user_id = e.user_id AND n.seq = e.seq)
+ WHERE NOT EXISTS (SELECT FROM l AS n
+                    WHERE n.shard = (e.user_id % 100)::smallint AND n.user_id = e.user_id AND n.seq = e.seq)
    AND (l.seq IS NULL OR {entry_event_differs})
 UNION ALL
 SELECT CASE WHEN b.bet_id IS NULL THEN 'BET_MISSING' ELSE 'BET_DIFFERS' END, l.user_id, l.seq, l.match_id::text,

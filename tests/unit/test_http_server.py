@@ -845,3 +845,17 @@ async def test_a_stop_waits_no_longer_than_it_is_told() -> None:
         await server.stop(0.05)
         assert await client.is_closed()
         assert app.finished == [], "the handler was not cut off"
+
+
+@pytest.mark.parametrize(
+    "endless", [b"0\r\nx-a: " + b"a" * 10 * HEADER_MAX_BYTES, b"1;" + b"e" * 10 * HEADER_MAX_BYTES]
+)
+@on_uvloop
+async def test_what_stands_beside_the_chunks_of_a_body_is_bounded(endless) -> None:
+    """Trailers and extensions are nobody's, and the parser would keep an unfinished one for as long as it grows."""
+    async with serving() as (_, application, connect):
+        client = await connect()
+        client.send(get("/echo/", "transfer-encoding: chunked\r\n", method="POST") + b"1\r\na\r\n", endless)
+        await eventually(lambda: bool(application.ended))
+        assert "too large" in application.ended[0]
+        assert (await client.answer()).status == 400

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from reference import writer as writer_module
 from reference.cache import Balance
 from reference.commands import Contra, EntryType
 from reference.config import ROLES, ServerConfig, ServiceConfig
@@ -84,6 +87,107 @@ def test_what_stays_behind_in_the_queue_keeps_its_wallets_order() -> None:
         return first, second, third
 
     assert asyncio.run(scenario()) == (["1a", "3a"], ["2a", "1a", "1b", "2b"], [])
+
+
+class _Posts:
+    """Stands for Postgres: accepts every batch and notes it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.posted: list[str] = []
+        self.batches: list[list[int]] = []
+        monkeypatch.setattr(writer_module, "post_entries", self.post)
+        monkeypatch.setattr(Store, "connect", self.connect)
+
+    async def connect(self, server: int) -> Any:
+        class Connection:
+            def is_closed(self) -> bool:
+                return False
+
+            def terminate(self) -> None:
+                pass
+
+        return Connection()
+
+    async def post(self, connection: Any, sql: str, created_by: str, postings: list[Posting]) -> list[dict[str, Any]]:
+        await asyncio.sleep(0.001)
+        self.posted += [f"{posting.user_id} {posting.key}" for posting in postings]
+        self.batches.append([posting.user_id for posting in postings])
+        return [{"status": "ACCEPTED", "entry_seq": 1, "entry_balance": 5}] * len(postings)
+
+
+def test_a_bulk_of_one_wallets_commands_is_answered_whole_in_order_and_the_writer_can_stop(monkeypatch) -> None:
+    """More than a batch of them: what is behind the commands that went to the hot lane must not be left lying."""
+    posts = _Posts(monkeypatch)
+
+    async def scenario() -> None:
+        writer = _writer(_config())
+        writer.start()
+        async with asyncio.timeout(10):
+            commands = [(1, str(n)) for n in range(1000)] + [(2, "behind")]
+            done = await asyncio.gather(*(writer.post(_posting(user, key)) for user, key in commands))
+            assert all(posted.outcome == "ACCEPTED" for posted in done)
+            await writer.stop()
+
+    asyncio.run(scenario())
+    assert [posted for posted in posts.posted if posted.startswith("1 ")] == [f"1 {n}" for n in range(1000)]
+
+
+def test_what_of_a_hot_wallet_is_deep_in_the_queue_stays_before_what_comes_later(monkeypatch) -> None:
+    posts = _Posts(monkeypatch)
+
+    async def scenario() -> None:
+        writer = _writer(_config())
+        commands = [(1, f"a{n}") for n in range(20)] + [(10 + n, "x") for n in range(500)] + [(1, "early")]
+        waiting = [asyncio.ensure_future(writer.post(_posting(user, key))) for user, key in commands]
+        await asyncio.sleep(0)
+        writer.start()
+        for _ in range(10):
+            if 1 not in writer._hot_commands:
+                await asyncio.sleep(0)  # the lanes take turns at their first batches
+        assert 1 in writer._hot_commands
+        waiting.append(asyncio.ensure_future(writer.post(_posting(1, "late"))))
+        async with asyncio.timeout(10):
+            await asyncio.gather(*waiting)
+            await writer.stop()
+
+    asyncio.run(scenario())
+    assert [posted for posted in posts.posted if posted.startswith("1 ")][-3:] == ["1 a19", "1 early", "1 late"]
+
+
+def test_two_lanes_never_post_to_one_wallet_at_once_and_keep_its_order(monkeypatch) -> None:
+    posts = _Posts(monkeypatch)
+    at_once: list[set[int]] = []
+    most = 0
+    plain = posts.post
+
+    async def watched(connection: Any, sql: str, created_by: str, postings: list[Posting]) -> list[dict[str, Any]]:
+        nonlocal most
+        mine = {posting.user_id for posting in postings}
+        assert all(mine.isdisjoint(others) for others in at_once)
+        at_once.append(mine)
+        most = max(most, len(at_once))
+        try:
+            return await plain(connection, sql, created_by, postings)
+        finally:
+            at_once.remove(mine)
+
+    monkeypatch.setattr(writer_module, "post_entries", watched)
+    drawn = random.Random(7)
+    commands = [(drawn.randrange(1, 600), str(n)) for n in range(3000)]
+
+    async def scenario() -> None:
+        writer = _writer(_config())
+        writer.start()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(writer.post(_posting(user, key)) for user, key in commands))
+            await writer.stop()
+
+    asyncio.run(scenario())
+    assert most >= 2, "the second lane must have worked"
+    for user in {user for user, _ in commands}:
+        own = [int(posted.split()[1]) for posted in posts.posted if posted.startswith(f"{user} ")]
+        assert own == sorted(own), f"wallet {user} was posted out of order"
+    assert len(posts.posted) == len(commands)
 
 
 def test_a_wallet_with_many_commands_goes_to_its_own_lane_in_its_order() -> None:
