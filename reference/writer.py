@@ -35,10 +35,10 @@ RECONNECT_AFTER_S = 0.1
 SWEEP_EVERY_S = 0.1
 HOT_COMMANDS = 8
 """A wallet with more commands than this in one batch is hot: it is posted to by a lane of its own."""
-HOT_BATCH = 16
+HOT_BATCH = 8
 """Commands of hot wallets posted by one transaction at most while other wallets are posted to: few, so that no batch
 of theirs waits long for the processor or for the log."""
-HOT_REST = 9.0
+HOT_REST = 15.0
 """After such a batch the lane rests this many times as long as it took: the others have the rest of the server."""
 HOT_REST_MAX_S = 0.5
 HOT_WAITS_S = 0.05
