@@ -89,7 +89,8 @@ def highest_rate(
             found.rate = rate
             break
         found.limit = step.why
-        rate = rate * BACK_OFF if step.hint is None else min(rate * BACK_OFF, max(step.hint, rate / 2))
+        # Step by step, whatever it says it did instead: in a window that met a hiccup that may be next to nothing.
+        rate *= BACK_OFF
     return found
 
 
