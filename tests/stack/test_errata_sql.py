@@ -13,7 +13,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from reference.commands import Contra, EntryType
 from reference.sql import load_sql
+from reference.writer import Posting, arguments
 
 SEED_COLUMNS = """
   id BIGSERIAL PRIMARY KEY,
@@ -132,27 +134,21 @@ async def ours(pg_dsn: str) -> AsyncIterator[Connection]:
 
 async def post(connection: Connection, user_id: int, key: str, amount: int, **bet: Any) -> asyncpg.Record:
     """Post one entry through the service's own function: a deposit, a withdrawal or (with `bet_id`) a bet."""
-    kind = "DEBIT" if amount < 0 else "CREDIT"
     is_bet = "bet_id" in bet
-    row = await connection.fetchrow(
-        load_sql("queries")["post"],
-        "test",
-        [user_id],
-        [key],
-        [kind],
-        [amount],
-        ["ESCROW" if is_bet else "EXTERNAL"],
-        [MATCH if is_bet else None],
-        [bet.get("bet_id")],
-        [None],
-        ["HOME" if is_bet else None],
-        ["BACK" if is_bet else None],
-        [200 if is_bet else None],
-        [-amount if is_bet else None],
-        [None],
-        ["{}"],
-        [None],
+    posting = Posting(
+        user_id,
+        key,
+        EntryType.DEBIT if amount < 0 else EntryType.CREDIT,
+        amount,
+        Contra.ESCROW if is_bet else Contra.EXTERNAL,
+        match_id=MATCH if is_bet else None,
+        bet_id=bet.get("bet_id"),
+        outcome="HOME" if is_bet else None,
+        side="BACK" if is_bet else None,
+        odds=200 if is_bet else None,
+        stake=-amount if is_bet else None,
     )
+    row = await connection.fetchrow(load_sql("queries")["post"], *arguments("test", [posting]))
     assert row is not None
     return row
 

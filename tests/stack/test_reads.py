@@ -11,8 +11,10 @@ from shard_traffic import wallets_of
 
 from reference.answers import BalanceView
 from reference.cache import Cache
+from reference.commands import Contra, EntryType
 from reference.errors import InvalidCommand
 from reference.reads import Reads
+from reference.writer import Posting, post_entries
 
 SHARD = 41
 START_MS = 1_700_000_000_000
@@ -81,8 +83,8 @@ async def test_a_balance_of_this_moment_waits_for_the_entry_that_is_being_writte
     await floor.fund([user])
     writing = await floor.api.connect(0)
     await writing.execute("BEGIN")
-    columns: list[object] = [[user], [uuid.uuid4().hex], ["CREDIT"], [5], ["EXTERNAL"], *[[None]] * 8, ["{}"], [None]]
-    (row,) = await writing.fetch(floor.api.sql["post"], "API", *columns)
+    deposit = Posting(user, uuid.uuid4().hex, EntryType.CREDIT, 5, Contra.EXTERNAL)
+    (row,) = await post_entries(writing, floor.api.sql["post"], "API", [deposit])
     assert row["status"] == "ACCEPTED"
     await asyncio.sleep(0.002)
     reading = asyncio.create_task(balance_as_of(floor, user, int(time.time() * 1000)))
