@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 import asyncpg
-import msgspec
 
 from reference import exchange
 from reference.commands import (
@@ -55,8 +54,6 @@ CANCELS_AT_ONCE = 4
 
 _Refusals = dict[tuple[UUID, str], Outcome | LedgerError | None]
 _PENDING = AssertionError("a command of a bulk was left without an answer")
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True, frozen=True)
