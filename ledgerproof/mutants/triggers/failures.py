@@ -1,0 +1,252 @@
+"""Scenarios in which something breaks: answers get lost, parts are killed, servers and brokers are away."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from compose.probe import LivenessProbe, targets
+from ledgerproof import workload
+from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault
+from ledgerproof.mutants.floor import Floor, ScenarioFailed
+from ledgerproof.mutants.triggers.everyday import ALL, ANN, BOB, CYD, DEE, EVE, FAY, opened
+from ledgerproof.mutants.tunnel import Weather
+
+
+@contextlib.asynccontextmanager
+async def weather(f: Floor, server: int, what: Weather) -> AsyncIterator[None]:
+    """Make the API's way to a server bad while the block runs; something must have got lost then."""
+    tunnel = f.tunnels[server]
+    before = tunnel.lost
+    tunnel.weather = what
+    try:
+        yield
+    finally:
+        tunnel.weather = Weather.FAIR
+    if tunnel.lost == before:
+        raise ScenarioFailed("nothing got lost: no request was under way")
+
+
+async def lost_answers(f: Floor) -> None:
+    """Commit commands whose answers never come, and lose requests before they arrive."""
+    await opened(f)
+    for user, server in ((ANN, 0), (CYD, 0), (BOB, 1), (DEE, 1)):
+        async with weather(f, server, Weather.DEAF):
+            await f.send(workload.deposit(user, 1_111, f.key("deaf")))
+        await asyncio.sleep(0.15)
+        async with weather(f, server, Weather.CUT):
+            await f.send(workload.deposit(user, 2_222, f.key("cut")))
+        await asyncio.sleep(0.15)
+        await f.deposit(user, 9)
+        await f.withdraw(user, 4, api=1)
+        await f.read(user, strong=True)
+
+
+async def relay_killed(f: Floor) -> None:
+    """Kill the relay between the broker's acknowledgement and its mark, with work behind it."""
+    await f.stop("relay0")
+    f.start("relay0", apart=True)
+    await f.ready("relay0")
+    await opened(f)
+    await f.until_sql(0, "SELECT NOT EXISTS (SELECT FROM events WHERE NOT published_to_kafka)", what="all is published")
+    async with f.locked(0, "LOCK TABLE relay_progress IN EXCLUSIVE MODE"):
+        await asyncio.gather(*(f.deposit(user, 50 + number) for user in (ANN, CYD, EVE) for number in range(3)))
+        # It sends at once and then waits with its marks; the projector, which asks nobody, has the events soon.
+        with contextlib.suppress(ScenarioFailed):
+            await f.projected(ANN, 5, within_s=2.0)
+        await f.kill("relay0")
+    f.start("relay0")
+    await f.ready("relay0")
+    for user in (ANN, CYD, EVE):
+        await f.deposit(user, 1)
+
+
+async def relay_killed_in_outage(f: Floor) -> None:
+    """Kill the relay while the broker is away, and start it again when both are back."""
+    await f.stop("relay0")
+    f.start("relay0", apart=True)
+    await f.ready("relay0")
+    await opened(f)
+    await f.until_sql(0, "SELECT NOT EXISTS (SELECT FROM events WHERE NOT published_to_kafka)", what="all is published")
+    await asyncio.to_thread(f.stack.pause, "kafka")
+    try:
+        for user in (ANN, CYD, EVE):
+            await f.deposit(user, 70)
+        # Some rounds of the relay.
+        await asyncio.sleep(0.8)
+        await f.kill("relay0")
+    finally:
+        await asyncio.to_thread(f.stack.resume, "kafka")
+    f.start("relay0")
+    await f.ready("relay0")
+    await f.deposit(BOB, 1)
+
+
+SLOW_COMMIT = """
+CREATE FUNCTION commit_late() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.partition_key = '{user}' THEN
+        PERFORM pg_sleep(0.7);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER commit_late AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION commit_late()
+"""
+
+
+async def slow_commit(f: Floor) -> None:
+    """Let a transaction that took its place in the outbox early commit after later ones were published."""
+    await opened(f)
+    slow, quick = 207, 142
+    await f.deposit(slow, 10)
+    await f.deposit(quick, 10)
+    await f.sql(0, SLOW_COMMIT.replace("{user}", str(slow)))
+    late = asyncio.create_task(f.deposit(slow, 500))
+    await asyncio.sleep(0.1)
+    for number in range(5):
+        await f.deposit(quick, 20 + number, api=1)
+    await f.projected(quick, 6)
+    await late
+    await f.sql(0, "DROP TRIGGER commit_late ON events")
+    await f.deposit(quick, 7)
+
+
+async def matcher_killed(f: Floor) -> None:
+    """Kill the matcher after its effect and before its offset, so that bets are delivered again."""
+    await f.stop("matcher0")
+    f.start("matcher0", apart=True)
+    await f.ready("matcher0")
+    await opened(f)
+    m = await f.match()
+    await f.bet(BOB, m, "HOME", "LAY", 233, 501)
+    await f.arrived(m, 1)
+    await asyncio.gather(
+        f.bet(ANN, m, "HOME", "BACK", 220, 300),
+        f.bet(CYD, m, "AWAY", "LAY", 300, 91),
+        f.bet(DEE, m, "HOME", "BACK", 210, 55),
+    )
+    await f.arrived(m, 4)
+    await f.kill("matcher0")
+    f.start("matcher0")
+    await f.ready("matcher0")
+    await f.bet(EVE, m, "AWAY", "BACK", 290, 40)
+    await f.arrived(m, 5)
+    await f.close_match(m)
+    await f.settle(m, "HOME")
+
+
+async def handlers_fail(f: Floor) -> None:
+    """Take the workers' privileges away for a moment, so that what they handle fails."""
+    await opened(f)
+    m = await f.match()
+    first = await f.deposit(ANN, 11)
+    await f.projected(ANN, first.answer.seq or 0)
+    taken = {
+        "ledger_matcher": "UPDATE ON matches",
+        "ledger_projector": "INSERT, UPDATE ON wallet_balance_projection",
+    }
+    for server in range(len(f.tunnels)):
+        for role, what in taken.items():
+            await f.sql(server, f"REVOKE {what} FROM {role}")
+    await asyncio.gather(*(f.deposit(user, 13) for user in (ANN, BOB, CYD)))
+    await f.bet(DEE, m, "HOME", "BACK", 200, 100)
+    await f.bet(FAY, m, "HOME", "LAY", 220, 70)
+    # The handlers have met the error by then; they try again every half second.
+    await asyncio.sleep(0.9)
+    for server in range(len(f.tunnels)):
+        for role, what in taken.items():
+            await f.sql(server, f"GRANT {what} TO {role}")
+    await asyncio.sleep(0.7)
+
+
+async def settler_killed(f: Floor) -> None:
+    """Kill the settler after it paid and before it wrote that down, also in the middle of a correction."""
+    await f.stop("settler0")
+    f.start("settler0", apart=True)
+    await f.ready("settler0")
+    await opened(f)
+    m = await f.match()
+    await asyncio.gather(*(f.bet(user, m, "HOME", "LAY", 233, 101) for user in ALL[:3]))
+    await f.arrived(m, 3)
+    await asyncio.gather(*(f.bet(user, m, "HOME", "BACK", 220, 133) for user in ALL[3:]))
+    await f.arrived(m, 6)
+    await f.close_match(m)
+    home = f.home(m)
+    paid = "SELECT EXISTS (SELECT FROM wallet_ledger WHERE settlement_version = $1 AND type = 'PAYOUT')"
+    for version, step in enumerate((f.settle(m, "HOME", wait=False), f.resettle(m, "AWAY", wait=False)), start=1):
+        # Its marks wait behind this lock; what it pays does not.
+        async with f.locked(home, "LOCK TABLE orders IN SHARE MODE"):
+            await step
+            with contextlib.suppress(ScenarioFailed):
+                await asyncio.gather(
+                    *(
+                        f.until_sql(server, paid, version, what="winners are paid", within_s=3.0)
+                        for server in range(len(f.tunnels))
+                    )
+                )
+            await f.kill("settler0")
+        f.start("settler0", apart=True)
+        await f.ready("settler0")
+        await f.settled(m)
+
+
+async def late_relay(f: Floor) -> None:
+    """End the load while the relay is away; it comes back a little later, and the harness must wait for it."""
+    await opened(f)
+    await f.stop("relay0")
+    for user in (ANN, BOB):
+        await f.deposit(user, 90)
+
+    async def back() -> None:
+        await asyncio.sleep(4.0)
+        f.start("relay0")
+
+    f.player._spawn(_detached(back()))
+    await asyncio.sleep(0)
+
+
+_BACKGROUND: set[asyncio.Task[None]] = set()
+
+
+async def _detached(work: object) -> None:
+    """Let work go on after the load: the player waits for this one only, which ends at once."""
+    task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    _BACKGROUND.add(task)
+    task.add_done_callback(_BACKGROUND.discard)
+
+
+async def server_killed(f: Floor) -> None:
+    """Kill a server right after it acknowledged, and start it again: what was acknowledged must be there."""
+    await opened(f)
+    await asyncio.gather(*(f.deposit(user, 100 + number) for user in (BOB, DEE, FAY) for number in range(4)))
+    await asyncio.to_thread(f.stack.kill, "pg1")
+    await asyncio.to_thread(f.stack.start_node, "pg1")
+    await asyncio.sleep(0.5)
+    for user in (BOB, DEE, FAY):
+        await f.deposit(user, 1)
+
+
+async def nodes_broken(f: Floor) -> None:
+    """Let the harness's own nemesis break and heal nodes, measured by its probe, while commands go on."""
+    await opened(f)
+    recording = f.job.recording
+    book = EdgeBook(recording.timeline, recording.origin)
+    planned = [PlannedFault(1, "kill", "pg1", 0.3, 1.2), PlannedFault(2, "pause", "redis", 0.4, 1.5)]
+    nemesis = Nemesis(f.stack, recording.timeline, book, planned, recording.clock)
+    with LivenessProbe(targets(f.stack.state), interval_s=0.1, on_edge=book.on_edge):
+        # Before anything breaks the probe must have seen everything alive.
+        await asyncio.sleep(0.5)
+        nemesis.start(recording.clock())
+        command = workload.deposit(BOB, 5, f.key("under-way"))
+        tunnel = f.tunnels[1]
+        tunnel.open.clear()
+        waiting = asyncio.create_task(f.send(command))
+        await asyncio.sleep(0.6)
+        tunnel.open.set()
+        await waiting
+        await f.read(ANN)
+        await asyncio.to_thread(nemesis.join)
+        await asyncio.to_thread(f.stack.heal)
+    for problem in nemesis.problems:
+        recording.invalid(f"fault: {problem}")
+    await asyncio.sleep(0.3)
+    await f.deposit(BOB, 6)
