@@ -26,6 +26,7 @@ from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.failpoints_command import failpoints_group
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.output import check_writable, print_json, print_table
@@ -217,11 +218,16 @@ def prove_command(
     default=None,
     help="First of the stack's ports; free ones if left out.",
 )
+@click.option(
+    "--failpoints", is_flag=True, help="Let `ledgerproof failpoints` make its processes fail at named points."
+)
 @json_flag
-def up_command(*, servers: int, apis: int, name: str | None, base_port: int | None, as_json: bool) -> int:
+def up_command(
+    *, servers: int, apis: int, name: str | None, base_port: int | None, failpoints: bool, as_json: bool
+) -> int:
     """Start a stack with the service and leave it running."""
     progress = Progress()
-    spec = StackSpec(servers=servers, apis=apis, base_port=base_port, keep=True)
+    spec = StackSpec(servers=servers, apis=apis, base_port=base_port, keep=True, failpoints=failpoints)
     title = f"Starting {servers} Postgres servers, Kafka, Redis and the service"
     with progress.step(title) as step:
         stack = Stack.start(spec, DEFAULT_ROOT, name, step.show)
@@ -419,6 +425,7 @@ cli.add_command(trace_command)
 cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
+cli.add_command(failpoints_group)
 
 
 # -- output --------------------------------------------------------------------------------------------

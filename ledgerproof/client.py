@@ -112,56 +112,39 @@ class _State:
     NONE, IN_FLIGHT, STORED, UNKNOWN, FAILED = range(5)
 
 
-class Player:
-    """Plays a schedule over one connection pool per API process."""
+class Client:
+    """Sends commands over one connection pool per API process and records both ends of every attempt."""
 
     def __init__(
         self,
-        schedule: Schedule,
         wires: Sequence[Wire],
         recorder: Recorder,
         clock: Callable[[], float],
-        origin_unix_s: float,
         *,
         token: str = "",
         grpc_wires: Sequence[GrpcWire] = (),
     ) -> None:
-        self.schedule = schedule
         self.wires = wires
         self.recorder = recorder
         self.clock = clock
-        self.origin_unix_s = origin_unix_s
         self._token = token
         self.grpc_wires = grpc_wires
         """One per API process, or none: then everything goes over HTTP."""
         self._in_flight = [0] * len(wires)
         self.sent = 0
-        self.dropped = 0
-        self.skipped = 0
-        self.late = 0
-        self.due = 0
-        """Arrivals whose time has come, sent or not."""
         self.acknowledged_bets = 0
         self.refused = 0
         self.failed = 0
         self.unknown_count = 0
-        self.lags_s = array("d")
-        self.last_lag_s = 0.0
-        self.gave_up = False
         self.unknown: dict[str, Command] = {}
         """Commands with an unknown outcome by key, for the resolution at the end."""
         self.last_unknown_sent_s = 0.0
         """When the last request that stayed without an answer was sent."""
-        self._state = bytearray(len(schedule))
-        self._bet_ids: dict[int, str] = {}
         self._heads: dict[int, int] = {}
         """Newest seq each wallet's owner has seen."""
         self._attempts = 0
         self._free_clients: list[int] = []
         self._clients = 0
-        self._steps: dict[int, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
 
     @property
     def in_flight(self) -> int:
@@ -316,6 +299,82 @@ class Player:
             self.last_unknown_sent_s = max(self.last_unknown_sent_s, sent_s)
             if command.key is not None:
                 self.unknown[command.key] = command
+
+    def head_of(self, user: int) -> int | None:
+        """Return the newest seq that the owner of a wallet has seen."""
+        return self._heads.get(user)
+
+    async def state_of(self, match_id: str) -> Answer | None:
+        """Return what the service says of a match, or None while it cannot say. It is not recorded."""
+        for wire in self.wires:
+            try:
+                reply = await wire.exchange(get(f"/v1/matches/{match_id}", self._token))
+            except (NotSent, Lost):
+                continue
+            if reply.status == 200:
+                return _decode(reply.body)
+            if reply.status == 404:
+                return Answer(state="UNKNOWN")
+        return None
+
+    async def retry_unknown(self, keys: Iterable[str]) -> list[tuple[Command, Result]]:
+        """Send the commands of these keys once more under the same keys and return what was answered."""
+        commands = [self.unknown[key] for key in keys]
+        results: list[tuple[Command, Result]] = []
+
+        async def again(command: Command, number: int) -> None:
+            result = await self.attempt(command, number % len(self.wires), self.clock(), "final_retry")
+            results.append((command, result))
+
+        await self._each(again(command, number) for number, command in enumerate(commands))
+        return results
+
+    async def _each(self, coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Run many coroutines, SEED_CONCURRENCY at a time; the first error stops all."""
+        waiting = iter(coroutines)
+
+        async def worker() -> None:
+            for coroutine in waiting:
+                await coroutine
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(SEED_CONCURRENCY):
+                    group.create_task(worker())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+
+class Player(Client):
+    """Plays a schedule: a client whose commands were drawn beforehand and arrive whatever becomes of earlier ones."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        wires: Sequence[Wire],
+        recorder: Recorder,
+        clock: Callable[[], float],
+        origin_unix_s: float,
+        *,
+        token: str = "",
+        grpc_wires: Sequence[GrpcWire] = (),
+    ) -> None:
+        super().__init__(wires, recorder, clock, token=token, grpc_wires=grpc_wires)
+        self.schedule = schedule
+        self.origin_unix_s = origin_unix_s
+        self.dropped = 0
+        self.skipped = 0
+        self.late = 0
+        self.due = 0
+        """Arrivals whose time has come, sent or not."""
+        self.lags_s = array("d")
+        self.last_lag_s = 0.0
+        self.gave_up = False
+        self._state = bytearray(len(schedule))
+        self._bet_ids: dict[int, str] = {}
+        self._steps: dict[int, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
 
     # -- the open schedule -----------------------------------------------------------------------------
 
@@ -539,18 +598,8 @@ class Player:
             await self.attempt(workload.withdraw(user, held, key, "spender"), api, self.clock())
 
     async def match_state(self, match: int) -> Answer | None:
-        """Return what the service says of a match, or None while it cannot say. It is not recorded."""
-        path = f"/v1/matches/{self.schedule.matches[match].match_id}"
-        for wire in self.wires:
-            try:
-                reply = await wire.exchange(get(path, self._token))
-            except (NotSent, Lost):
-                continue
-            if reply.status == 200:
-                return _decode(reply.body)
-            if reply.status == 404:
-                return Answer(state="UNKNOWN")
-        return None
+        """Return what the service says of a match of the schedule, or None while it cannot say. Not recorded."""
+        return await self.state_of(str(self.schedule.matches[match].match_id))
 
     async def finish_matches(self, deadline_s: float) -> list[str]:
         """Close, settle (or void) and correct every match that is left; return the ids of those still unpaid then.
@@ -616,33 +665,6 @@ class Player:
             f"the opening deposit of wallet {command.user} was not accepted: "
             f"{result.answer.outcome or result.error} (status {result.status})"
         )
-
-    async def retry_unknown(self, keys: Iterable[str]) -> list[tuple[Command, Result]]:
-        """Send the commands of these keys once more under the same keys and return what was answered."""
-        commands = [self.unknown[key] for key in keys]
-        results: list[tuple[Command, Result]] = []
-
-        async def again(command: Command, number: int) -> None:
-            result = await self.attempt(command, number % len(self.wires), self.clock(), "final_retry")
-            results.append((command, result))
-
-        await self._each(again(command, number) for number, command in enumerate(commands))
-        return results
-
-    async def _each(self, coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Run many coroutines, SEED_CONCURRENCY at a time; the first error stops all."""
-        waiting = iter(coroutines)
-
-        async def worker() -> None:
-            for coroutine in waiting:
-                await coroutine
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(SEED_CONCURRENCY):
-                    group.create_task(worker())
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
 
 
 def _correction_due(plan: MatchPlan, version: int | None) -> Kind | None:

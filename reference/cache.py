@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from reference import metrics
 from reference.config import ServiceConfig
+from reference.failpoints import hit_async
 
 KEY_PREFIX = "balance:"
 EPOCH_PREFIX = "balance-epoch:"
@@ -158,6 +159,7 @@ class Cache:
             servers = list(dict.fromkeys(server for server, _, _ in asked))
             found: list[Any] = [None] * (len(servers) + len(asked))
             try:
+                await hit_async("cache.before_get")
                 found = await self._redis.mget(
                     *(EPOCH_PREFIX + server for server in servers),
                     *(f"{KEY_PREFIX}{user_id}" for _, user_id, _ in asked),
@@ -208,6 +210,8 @@ class Cache:
         if not self.available:
             return None
         try:
+            if script is self._put_script:
+                await hit_async("cache.before_set")
             return str(await script(keys=keys, args=args))  # type: ignore[operator]
         except (RedisError, OSError, TimeoutError):
             self._failed()
