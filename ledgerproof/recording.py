@@ -36,7 +36,6 @@ from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
 from reference.config import ServiceConfig
-from reports.render import render
 
 HARNESS_LOG: Final = "harness.log"
 MIN_FREE_BYTES: Final = 500_000_000
@@ -262,6 +261,8 @@ def conclude(recording: Recording, progress: Progress, began: float) -> dict[str
             verdict.update(verdict=Verdict.ABORTED.name, exit_code=int(Verdict.ABORTED))
             verdict["reasons"].append("the verdict could not be written")
     try:
+        from reports.render import render  # noqa: PLC0415 - plots are slow to import, and not every run has a page
+
         with progress.step("Writing the report"):
             render(folder)
     except Exception as error:  # the verdict stands without its page, and `ledgerproof report` can try again

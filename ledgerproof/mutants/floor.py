@@ -9,42 +9,46 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import secrets
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 import msgspec
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from redis import Redis
 
 from compose import service, wire
 from compose.stack import Stack
-from invariants.run import CONFIG_FILE
-from ledgerproof import prove, workload
-from ledgerproof.client import REQUEST_TIMEOUT_S, Player, Result
+from ledgerproof import ending, workload
+from ledgerproof.client import REQUEST_TIMEOUT_S, Client, Result
 from ledgerproof.mutants.tunnel import Tunnel
-from ledgerproof.options import Options
 from ledgerproof.progress import Progress
+from ledgerproof.recording import Recording, open_recording, write_config
 from ledgerproof.wire import Wire
 from ledgerproof.workload import Command
-from reference.auth import issue
-from reference.bus import create_topics, topics
+from reference.bus import create_topics, read_to_end, topics
+from reference.cache import KEY_PREFIX
 from reference.commands import DEFAULT_OUTCOMES, Side
 from reference.config import CONFIG_VARIABLE, ServerConfig
+from reference.failpoints import Action, Arm, Failpoints, activate
 from reference.install import install_server
+from reference.routing import shard_of_match
 from reference.uuid7 import uuid7
 
 ROLES: Final = ("api0", "api1", "relay0", "matcher0", "settler0", "projector0")
 PREFIX: Final = "planted_"
 """Names of the databases begin so."""
-WITHIN_S: Final = 15.0
+WITHIN_S: Final = 40.0
 """What a scenario waits for comes within this time, or the scenario fails."""
 POLL_S: Final = 0.01
 STOP_S: Final = 8.0
@@ -62,8 +66,6 @@ SETTINGS: Final[dict[str, Any]] = {
     "default_partitions": 4,
 }
 """Short times, so that what must be waited for is soon over; the rules are those of any stack."""
-Row = dict[str, Any]
-T = TypeVar("T")
 
 log = logging.getLogger("ledgerproof.mutants")
 
@@ -99,8 +101,12 @@ class Floor:
         """The API's ways to the servers; all other parts go straight."""
         self._api_config = self.config
         self._keys = 0
-        self.job: prove.Job
-        self.player: Player
+        self.points: Failpoints
+        """The failpoints of all parts that run in this process."""
+        self.recording: Recording
+        self.client: Client
+        self._scene: ending.Scene
+        self._beside: set[asyncio.Task[None]] = set()
 
     # -- begin and end
 
@@ -112,6 +118,9 @@ class Floor:
             *(install_server(self.config, index, superuser, password) for index in range(len(self.config.servers))),
             asyncio.to_thread(create_topics, self.config),
         )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.points = Failpoints(self.folder)
+        activate(self.points)
         ports = [await tunnel.start() for tunnel in self.tunnels]
         ways = [
             ServerConfig(server.name, "127.0.0.1", port, server.database)
@@ -124,44 +133,65 @@ class Floor:
         await asyncio.gather(*(self.ready(role) for role in ROLES))
 
     def _open_recording(self) -> None:
-        options = Options(seed=1, servers=len(self.config.servers), faults="none")
-        schedule = workload.draw(1, 1.0, 1.0, wallets=1, slots=1)
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-        recording = prove._open_recording(self.folder, options, schedule)
-        progress = Progress(quiet=True)
-        self.job = prove.Job(options, schedule, [], self.stack, self.config, recording, progress)
-        prove._write_config(self.job)
-        path = self.folder / CONFIG_FILE
-        written = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        self.recording = recording = open_recording(
+            self.folder, seed=1, rate=1.0, config={"request_timeout_s": REQUEST_TIMEOUT_S}
+        )
         # A scenario does what it needs and not everything there is; V01 judges what it did.
-        path.write_bytes(msgspec.json.encode(written | {"operations": []}))
+        write_config(recording, self.config, [])
         wires = [Wire("127.0.0.1", self._ports[name], timeout_s=REQUEST_TIMEOUT_S) for name in ("api0", "api1")]
-        self.player = Player(schedule, wires, recording.recorder, recording.clock, recording.origin_unix)
+        self.client = Client(wires, recording.recorder, recording.clock)
+        progress = Progress(quiet=True)
+        self._scene = ending.Scene(self.config, recording, progress, self.client, ending.whole(self.config))
         recording.timeline.phase("seed")
         recording.facts.load_start_s = recording.clock()
 
     async def rest(self) -> None:
         """End the load as every run does: drain, copy, resolve what is unknown, copy again, ask the reconciler."""
-        recording = self.job.recording
-        await self.player.settle_down()
+        recording = self.recording
+        self.points.disarm()
         for tunnel in self.tunnels:
             tunnel.open.set()
         recording.facts.load_end_s = recording.clock()
         recording.timeline.phase("drain")
-        await prove._bring_to_rest(self.job, self.player)
-        await prove._collect(self.job, self.player)
+        recording.facts.drained = await ending.drained(self._scene, ending.DRAIN_TIMEOUT_S)
+        await ending.collect(self._scene)
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on that the end of the load does not wait for."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    def arm(
+        self, name: str, action: Action, *, times: int | None = 1, skip: int = 0, delay_ms: int | None = None
+    ) -> None:
+        """Arm a failpoint of the parts that run in this process."""
+        self.points.arm(Arm(name, action, times, skip, delay_ms))
+
+    def fired(self, name: str) -> int:
+        """Return how often a failpoint has done something."""
+        return next(state.fired for state in self.points.states() if state.name == name)
+
+    async def until_fired(self, name: str, times: int = 1) -> None:
+        """Wait until a failpoint has done something so often."""
+
+        async def enough() -> bool:
+            return self.fired(name) >= times
+
+        await self.until(enough, f"the failpoint {name} was reached")
 
     async def close(self) -> None:
-        """End every part and drop the databases."""
-        for wire_ in self.player.wires if hasattr(self, "player") else ():
+        """End every part; the databases go with their servers."""
+        for task in list(self._beside):
+            task.cancel()
+        for wire_ in self.client.wires if hasattr(self, "client") else ():
             wire_.close()
         await asyncio.gather(*(self.stop(name) for name in list(self._parts)), return_exceptions=True)
         await asyncio.gather(*(tunnel.stop() for tunnel in self.tunnels))
-        await asyncio.to_thread(self._drop_databases)
 
     def _wipe(self) -> None:
         """Remove what an earlier run left in the servers."""
-        client = Redis(host=self.config.redis_host, port=self.config.redis_port, password=self.config.redis_password)
+        client = self._redis()
         client.flushall()
         client.close()
         admin = AdminClient({"bootstrap.servers": self.config.kafka_bootstrap, "log_level": 2})
@@ -174,21 +204,6 @@ class Floor:
             if time.monotonic() > deadline:
                 raise ScenarioFailed("the topics of the run before do not go away")
             time.sleep(POLL_S)
-        self._drop_databases()
-
-    def _drop_databases(self) -> None:
-        async def drop(index: int) -> None:
-            connection = await self.owner(index, "postgres")
-            try:
-                for row in await connection.fetch("SELECT datname FROM pg_database WHERE starts_with(datname, $1)", PREFIX):
-                    await connection.execute(f'DROP DATABASE "{row["datname"]}" WITH (FORCE)')
-            finally:
-                await connection.close()
-
-        async def drop_all() -> None:
-            await asyncio.gather(*(drop(index) for index in range(len(self.config.servers))))
-
-        asyncio.run(drop_all())
 
     async def owner(self, server: int, database: str | None = None) -> asyncpg.Connection:
         """Return a superuser's connection to one server; the caller closes it."""
@@ -304,10 +319,6 @@ class Floor:
 
     def home(self, match_id: str) -> int:
         """Return the server that holds a match."""
-        from uuid import UUID  # noqa: PLC0415
-
-        from reference.routing import shard_of_match  # noqa: PLC0415
-
         return self.config.routing[shard_of_match(UUID(match_id))]
 
     def server_of(self, user: int) -> int:
@@ -334,7 +345,7 @@ class Floor:
 
     async def send(self, command: Command, api: int = 0, tag: str | None = None) -> Result:
         """Send a command once and record it."""
-        return await self.player.attempt(command, api, self.player.clock(), tag)
+        return await self.client.attempt(command, api, self.client.clock(), tag)
 
     async def sure(self, command: Command, api: int = 0, tag: str | None = None) -> Result:
         """Send a command that a healthy service accepts, again under the same key while it certainly did not happen."""
@@ -354,7 +365,7 @@ class Floor:
         """Withdraw."""
         return await self.sure(workload.withdraw(user, amount, key or self.key("out")), api)
 
-    async def bet(
+    async def bet(  # noqa: PLR0917 - in the order in which one says it
         self,
         user: int,
         match_id: str,
@@ -381,9 +392,12 @@ class Floor:
         """Read a balance."""
         return await self.send(workload.balance(user, strong=strong, min_seq=min_seq), api)
 
-    async def match(self) -> str:
-        """Create a match and return its id."""
-        match_id = str(uuid7())
+    async def match(self, shard: int | None = None) -> str:
+        """Create a match, whose home is that of a logical shard if one is named, and return its id."""
+        number = uuid7().int
+        if shard is not None:
+            number += shard - shard_of_match(UUID(int=number))
+        match_id = str(UUID(int=number))
         body = {
             "match_id": match_id,
             "closes_at_ms": int((time.time() + 86_400) * 1000),
@@ -417,12 +431,12 @@ class Floor:
             await self.settled(match_id)
         return done
 
-    async def resettle(self, match_id: str, result: str | None, *, wait: bool = True) -> Result:
+    async def resettle(self, match_id: str, result: str | None, *, wait: bool = True, key: str | None = None) -> Result:
         """Settle a match again and wait until every bet is corrected."""
         body = msgspec.json.encode({"result": result, "corrects_version": None})
         path = f"/v1/matches/{match_id}/resettle"
         done = await self.sure(
-            Command("resettle_match", path, self.key("resettle"), body, match_id=match_id, selection=result)
+            Command("resettle_match", path, key or self.key("resettle"), body, match_id=match_id, selection=result)
         )
         if wait:
             await self.settled(match_id)
@@ -447,10 +461,50 @@ class Floor:
         query = "SELECT EXISTS (SELECT FROM wallet_balance_projection WHERE user_id = $1 AND seq >= $2)"
         await self.until_sql(self.server_of(user), query, user, seq, what="a projection caught up", within_s=within_s)
 
+    def _redis(self) -> "Redis[str]":
+        return Redis(
+            host=self.config.redis_host,
+            port=self.config.redis_port,
+            password=self.config.redis_password,
+            decode_responses=True,
+        )
+
+    def forget_cached(self, user: int) -> None:
+        """Remove a wallet's balance from the cache."""
+        client = self._redis()
+        client.delete(f"{KEY_PREFIX}{user}")
+        client.close()
+
+    async def until_cached(self, user: int, seq: int) -> None:
+        """Wait until the cache has an entry of a wallet; the scenario goes on without it after two seconds."""
+        client = self._redis()
+
+        async def there() -> bool:
+            value = await asyncio.to_thread(client.get, f"{KEY_PREFIX}{user}")
+            return value is not None and int(str(value).split(" ")[0]) >= seq
+
+        try:
+            with contextlib.suppress(ScenarioFailed):
+                await self.until(there, "a balance is cached", within_s=2.0)
+        finally:
+            client.close()
+
+    async def send_again(self, topic: str, user: int | None = None) -> int:
+        """Send every record of a topic (or of one key) once more, as a relay that died may; return how many."""
+
+        def again() -> int:
+            producer = Producer({"bootstrap.servers": self.config.kafka_bootstrap, "acks": "all", "log_level": 2})
+            records = list(read_to_end(self.config, topic))
+            chosen = [record for record in records if user is None or record.key() == str(user).encode()]
+            for record in chosen:
+                producer.produce(topic, record.value(), record.key(), headers=record.headers())
+            producer.flush(WITHIN_S)
+            return len(chosen)
+
+        return await asyncio.to_thread(again)
+
 
 def _inherited() -> dict[str, str]:
-    import os  # noqa: PLC0415
-
     return {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
 
 
@@ -465,6 +519,3 @@ def free_port() -> int:
 def all_ok(results: list[Result]) -> bool:
     """Return whether every one of these was acknowledged."""
     return all(result.record == "ok" for result in results)
-
-
-__all__ = ["Floor", "ScenarioFailed", "all_ok", "free_port", "issue"]

@@ -25,30 +25,27 @@ IMPORTED: Final = ("reference", "invariants", "compose", "ledgerproof", "reports
 
 def imports() -> dict[str, str]:
     """Return from where each package of ours is imported in this process."""
-    found = {name: str(Path(str(importlib.import_module(name).__file__)).parent.parent) for name in IMPORTED}
-    return found
+    return {name: str(Path(str(importlib.import_module(name).__file__)).parent.parent) for name in IMPORTED}
 
 
-async def _play(name: str, stack_folder: Path, folder: Path) -> list[str]:
-    from compose.stack import Stack  # noqa: PLC0415 - after the logging is set up
+async def _play(name: str, stack_folder: Path, folder: Path) -> None:
+    from compose.stack import Stack  # noqa: PLC0415 - the cheapest tier needs none of this
+    from ledgerproof import assess  # noqa: PLC0415
     from ledgerproof.mutants.floor import Floor  # noqa: PLC0415
     from ledgerproof.mutants.triggers import TRIGGERS  # noqa: PLC0415
 
     floor = Floor(Stack.attach(stack_folder), folder)
-    await floor.open()
     try:
+        await floor.open()
         await TRIGGERS[name](floor)
         await floor.rest()
-    finally:
-        recording = floor.job.recording
+        recording = floor.recording
         recording.recorder.close()
         recording.series.close()
         recording.facts.finished = True
-        from ledgerproof import assess  # noqa: PLC0415
-
         assess.write_facts(folder, recording.facts)
+    finally:
         await floor.close()
-    return []
 
 
 def judge_folder(folder: Path) -> Outcome:
@@ -66,9 +63,7 @@ def judge_folder(folder: Path) -> Outcome:
         assess._add_reconciliation(facts.reconciliation, judgement, parts, reasons)
     first: dict[str, Shown] = {}
     for witness in judgement.witnesses:
-        first.setdefault(
-            witness.code, Shown(witness.code, witness.text, witness.key, witness.user, witness.seq)
-        )
+        first.setdefault(witness.code, Shown(witness.code, witness.text, witness.key, witness.user, witness.seq))
     clean = [reason for reason in reasons if reason]
     return Outcome(
         verdict=worst(parts).name,
@@ -88,9 +83,9 @@ def run(trigger: str, stack_folder: Path | None, folder: Path) -> Outcome:
 
             outcome = judge_worlds(trigger)
         else:
-            from ledgerproof import prove  # noqa: PLC0415
+            from ledgerproof import ending  # noqa: PLC0415
 
-            vars(prove)["DRAIN_TIMEOUT_S"] = DRAIN_S
+            vars(ending)["DRAIN_TIMEOUT_S"] = DRAIN_S
             uvloop.run(_play(trigger, stack_folder, folder))
             outcome = judge_folder(folder)
     except Exception as error:  # a scenario that breaks off is no proof of anything, and its row must say so

@@ -24,7 +24,7 @@ async def opened(f: Floor) -> None:
 
 
 async def afternoon(f: Floor) -> None:
-    """Everything that happens without faults: keys, races, bulks, bets, cancels, late bets, settlements, corrections."""
+    """Everything that happens without faults: keys, races, bulks, bets, cancels, settlements, corrections."""
     await opened(f)
     await keys(f)
     await contention(f)
@@ -72,7 +72,7 @@ async def contention(f: Floor) -> None:
 
 async def bulks(f: Floor) -> None:
     """Send many commands of few wallets in one request, one of them twice, one of them without funds."""
-    clock = f.player.clock
+    clock = f.client.clock
     first = workload.deposit(EVE, 321, f.key("bulk"), "bulk")
     commands = [
         first,
@@ -83,10 +83,10 @@ async def bulks(f: Floor) -> None:
         workload.withdraw(EVE, 33, f.key("bulk"), "bulk"),
         first,
     ]
-    await f.player.attempt_bulk(commands, 0, clock())
-    await f.player.attempt_bulk(commands, 1, clock())
+    await f.client.attempt_bulk(commands, 0, clock())
+    await f.client.attempt_bulk(commands, 1, clock())
     twice = workload.withdraw(ANN, 77, f.key("bulk-twice"), "bulk")
-    await f.player.attempt_bulk([twice, workload.deposit(ANN, 5, f.key("bulk"), "bulk"), twice], 0, clock())
+    await f.client.attempt_bulk([twice, workload.deposit(ANN, 5, f.key("bulk"), "bulk"), twice], 0, clock())
 
 
 async def settled_match(f: Floor) -> None:
@@ -111,8 +111,12 @@ async def settled_match(f: Floor) -> None:
     key = f.key("cancel")
     await f.cancel(BOB, m, rest.answer.bet_id or "", key)
     await f.cancel(BOB, m, rest.answer.bet_id or "", key, api=1)
+    # The matcher is away: the cancel is there before its bet.
+    await f.stop("matcher0")
     quick = await f.bet(CYD, m, "AWAY", "LAY", 310, 70)
     await f.cancel(CYD, m, quick.answer.bet_id or "")
+    f.start("matcher0")
+    await f.ready("matcher0")
     await roll_backs(f, m)
     await f.arrived(m, 12)
     await f.bet(GUS, m, "AWAY", "BACK", 200, 10**6)
@@ -203,15 +207,72 @@ async def open_book(f: Floor) -> None:
     await asyncio.gather(
         f.bet(EVE, matches[2], "HOME", "BACK", 205, 30, api=1), f.bet(FAY, matches[2], "HOME", "LAY", 300, 31, api=1)
     )
+    # A wallet's own bets do not trade with each other.
+    await f.bet(FAY, matches[1], "DRAW", "LAY", 310, 44)
+    await f.arrived(matches[1], 5)
+    await f.bet(FAY, matches[1], "DRAW", "BACK", 300, 45)
+    await f.arrived(matches[1], 6)
     await f.read(DEE, strong=True)
 
 
 async def acknowledgements(f: Floor) -> None:
-    """Let the answers of one server come late, while the other process posts to the same wallets."""
+    """Hold what one process has admitted, and let the other one post to the same wallet after the answer."""
     await opened(f)
     for number in range(4):
-        first = f.deposit(ANN, 1_000 + number, api=0)
-        done = await first
+        f.arm("writer.before_post", "delay", delay_ms=150)
+        await f.deposit(ANN, 1_000 + number, api=0)
         await f.withdraw(ANN, 7, api=1)
-        assert done is not None
     await f.read(ANN, strong=True, api=1)
+
+
+async def contended(f: Floor) -> None:
+    """Let two processes post to the same wallets again and again at the same moment."""
+    await opened(f)
+    for _ in range(5):
+        commands = [f.deposit(user, 5, api=api) for user in (ANN, CYD, BOB, DEE) for api in (0, 1)]
+        commands += [f.withdraw(user, 2, api=api) for user in (ANN, BOB) for api in (0, 1)]
+        await asyncio.gather(*commands)
+    await f.read(ANN, strong=True)
+
+
+async def late_bets(f: Floor) -> None:
+    """Bet on a match that every process knows to be closed, before and after it is settled."""
+    await opened(f)
+    m = await f.match()
+    await f.bet(ANN, m, "HOME", "BACK", 210, 55)
+    await f.bet(BOB, m, "HOME", "LAY", 220, 30, api=1)
+    await f.arrived(m, 2)
+    await f.close_match(m)
+    await f.close_match(m, api=1)
+    refused = [await f.bet(CYD, m, "HOME", "LAY", 230, 25, api=api) for api in (0, 1)]
+    await asyncio.sleep(0.3)
+    await f.read(CYD, strong=True)
+    assert len(refused) == 2
+
+
+async def resettle_again(f: Floor) -> None:
+    """Correct a match, correct it back, and let the first correction be delivered once more."""
+    await opened(f)
+    m = await f.match()
+    await f.bet(ANN, m, "HOME", "BACK", 210, 55)
+    await f.bet(BOB, m, "HOME", "LAY", 220, 30, api=1)
+    await f.arrived(m, 2)
+    await f.close_match(m)
+    await f.settle(m, "HOME")
+    first = f.key("resettle")
+    await f.resettle(m, "AWAY", key=first)
+    await f.resettle(m, "HOME")
+    await f.resettle(m, "AWAY", key=first)
+    await f.read(ANN, strong=True)
+
+
+async def late_cancel(f: Floor) -> None:
+    """Cancel a bet whose match has closed."""
+    await opened(f)
+    m = await f.match()
+    early = await f.bet(ANN, m, "HOME", "BACK", 210, 55)
+    late = await f.bet(BOB, m, "DRAW", "LAY", 220, 30, api=1)
+    await f.arrived(m, 2)
+    await f.cancel(ANN, m, early.answer.bet_id or "")
+    await f.close_match(m)
+    await f.cancel(BOB, m, late.answer.bet_id or "")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
 
 from compose.probe import LivenessProbe, targets
 from ledgerproof import workload
@@ -134,18 +135,21 @@ async def matcher_killed(f: Floor) -> None:
     await f.settle(m, "HOME")
 
 
+HANDLED: Final = {
+    "ledger_matcher": "UPDATE ON matches",
+    "ledger_projector": "INSERT, UPDATE ON wallet_balance_projection",
+}
+"""Role → a privilege without which it cannot do its work."""
+
+
 async def handlers_fail(f: Floor) -> None:
     """Take the workers' privileges away for a moment, so that what they handle fails."""
     await opened(f)
     m = await f.match()
     first = await f.deposit(ANN, 11)
     await f.projected(ANN, first.answer.seq or 0)
-    taken = {
-        "ledger_matcher": "UPDATE ON matches",
-        "ledger_projector": "INSERT, UPDATE ON wallet_balance_projection",
-    }
     for server in range(len(f.tunnels)):
-        for role, what in taken.items():
+        for role, what in HANDLED.items():
             await f.sql(server, f"REVOKE {what} FROM {role}")
     await asyncio.gather(*(f.deposit(user, 13) for user in (ANN, BOB, CYD)))
     await f.bet(DEE, m, "HOME", "BACK", 200, 100)
@@ -153,16 +157,13 @@ async def handlers_fail(f: Floor) -> None:
     # The handlers have met the error by then; they try again every half second.
     await asyncio.sleep(0.9)
     for server in range(len(f.tunnels)):
-        for role, what in taken.items():
+        for role, what in HANDLED.items():
             await f.sql(server, f"GRANT {what} TO {role}")
     await asyncio.sleep(0.7)
 
 
-async def settler_killed(f: Floor) -> None:
-    """Kill the settler after it paid and before it wrote that down, also in the middle of a correction."""
-    await f.stop("settler0")
-    f.start("settler0", apart=True)
-    await f.ready("settler0")
+async def settler_interrupted(f: Floor) -> None:
+    """Break the settler off between two servers, before it marks a page and before it finishes, time and again."""
     await opened(f)
     m = await f.match()
     await asyncio.gather(*(f.bet(user, m, "HOME", "LAY", 233, 101) for user in ALL[:3]))
@@ -170,23 +171,54 @@ async def settler_killed(f: Floor) -> None:
     await asyncio.gather(*(f.bet(user, m, "HOME", "BACK", 220, 133) for user in ALL[3:]))
     await f.arrived(m, 6)
     await f.close_match(m)
-    home = f.home(m)
-    paid = "SELECT EXISTS (SELECT FROM wallet_ledger WHERE settlement_version = $1 AND type = 'PAYOUT')"
-    for version, step in enumerate((f.settle(m, "HOME", wait=False), f.resettle(m, "AWAY", wait=False)), start=1):
-        # Its marks wait behind this lock; what it pays does not.
-        async with f.locked(home, "LOCK TABLE orders IN SHARE MODE"):
-            await step
-            with contextlib.suppress(ScenarioFailed):
-                await asyncio.gather(
-                    *(
-                        f.until_sql(server, paid, version, what="winners are paid", within_s=3.0)
-                        for server in range(len(f.tunnels))
-                    )
-                )
-            await f.kill("settler0")
-        f.start("settler0", apart=True)
-        await f.ready("settler0")
-        await f.settled(m)
+    for step in (f.settle(m, "HOME"), f.resettle(m, "AWAY"), f.resettle(m, None)):
+        for point in ("settler.between_bets", "settler.after_pay_before_mark", "settler.before_finish"):
+            f.arm(point, "raise")
+        await step
+
+
+async def workers_restart(f: Floor) -> None:
+    """End the workers in order while what they handle fails, and start them again."""
+    await opened(f)
+    m = await f.match()
+    first = await f.deposit(ANN, 11)
+    await f.projected(ANN, first.answer.seq or 0)
+    for server in range(len(f.tunnels)):
+        for role, what in HANDLED.items():
+            await f.sql(server, f"REVOKE {what} FROM {role}")
+    await asyncio.gather(*(f.deposit(user, 13) for user in (ANN, BOB, CYD)))
+    await f.bet(DEE, m, "HOME", "BACK", 200, 100)
+    await f.until_sql(0, "SELECT NOT EXISTS (SELECT FROM events WHERE NOT published_to_kafka)", what="all is published")
+    await f.until_sql(1, "SELECT NOT EXISTS (SELECT FROM events WHERE NOT published_to_kafka)", what="all is published")
+    await asyncio.sleep(0.6)
+    await asyncio.gather(f.stop("matcher0"), f.stop("projector0"))
+    for server in range(len(f.tunnels)):
+        for role, what in HANDLED.items():
+            await f.sql(server, f"GRANT {what} TO {role}")
+    f.start("matcher0")
+    f.start("projector0")
+    await asyncio.gather(f.ready("matcher0"), f.ready("projector0"))
+
+
+async def events_come_again(f: Floor) -> None:
+    """Deliver old events once more, as a relay that died before its marks does."""
+    await opened(f)
+    m = await f.match()
+    for user in (BOB, FAY):
+        await f.bet(user, m, "HOME", "LAY", 233, 120)
+    await f.arrived(m, 2)
+    await f.bet(ANN, m, "HOME", "BACK", 220, 90)
+    await f.bet(DEE, m, "AWAY", "BACK", 300, 35)
+    rest = await f.bet(CYD, m, "DRAW", "BACK", 300, 35)
+    await f.arrived(m, 5)
+    await f.cancel(CYD, m, rest.answer.bet_id or "")
+    last = await f.deposit(EVE, 77)
+    await f.projected(EVE, last.answer.seq or 0)
+    for topic in ("wallet.posted", "bet.created", "bet.matched"):
+        await f.send_again(topic)
+    # Records that come after these, so that the last one of a wallet is an old one.
+    await asyncio.sleep(0.8)
+    await f.deposit(DEE, 1)
 
 
 async def late_relay(f: Floor) -> None:
@@ -200,18 +232,7 @@ async def late_relay(f: Floor) -> None:
         await asyncio.sleep(4.0)
         f.start("relay0")
 
-    f.player._spawn(_detached(back()))
-    await asyncio.sleep(0)
-
-
-_BACKGROUND: set[asyncio.Task[None]] = set()
-
-
-async def _detached(work: object) -> None:
-    """Let work go on after the load: the player waits for this one only, which ends at once."""
-    task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
-    _BACKGROUND.add(task)
-    task.add_done_callback(_BACKGROUND.discard)
+    f.beside(back())
 
 
 async def server_killed(f: Floor) -> None:
@@ -228,7 +249,7 @@ async def server_killed(f: Floor) -> None:
 async def nodes_broken(f: Floor) -> None:
     """Let the harness's own nemesis break and heal nodes, measured by its probe, while commands go on."""
     await opened(f)
-    recording = f.job.recording
+    recording = f.recording
     book = EdgeBook(recording.timeline, recording.origin)
     planned = [PlannedFault(1, "kill", "pg1", 0.3, 1.2), PlannedFault(2, "pause", "redis", 0.4, 1.5)]
     nemesis = Nemesis(f.stack, recording.timeline, book, planned, recording.clock)

@@ -38,7 +38,8 @@ async def shard_moves(f: Floor) -> None:
     await f.withdraw(ANN, 90_000_000, refused, api=1)
     await f.bet(ANN, m, "HOME", "BACK", 200, 50, placed, api=1)
     await f.bet(ANN, m, "HOME", "LAY", 190, 60)
-    other = await f.match()
+    # Its home is that of the shard that has moved: matches do not follow wallets.
+    other = await f.match(shard=ANN % 100)
     await f.bet(ANN, other, "AWAY", "BACK", 300, 20)
     await f.bet(BOB, other, "AWAY", "LAY", 310, 25)
     await f.arrived(other, 2)

@@ -38,6 +38,7 @@ async def cache_is_behind(f: Floor) -> None:
         for user in (ANN, BOB, CYD):
             done = await f.deposit(user, 31)
             await f.read(user, min_seq=done.answer.seq)
+            await f.read(user, strong=True)
             await f.projected(user, done.answer.seq or 0)
         await asyncio.sleep(0.25)
         for user in (ANN, BOB, CYD):
@@ -46,3 +47,60 @@ async def cache_is_behind(f: Floor) -> None:
     await asyncio.sleep(0.7)
     for user in (ANN, BOB, CYD):
         await f.read(user)
+
+
+async def old_reads(f: Floor) -> None:
+    """Read wallets that nobody has read before, long after the projector went away and they changed."""
+    await opened(f)
+    for user in (ANN, BOB, CYD):
+        done = await f.deposit(user, 41)
+        await f.projected(user, done.answer.seq or 0)
+    await f.stop("projector0")
+    for user in (ANN, BOB, CYD):
+        await f.deposit(user, 42)
+    await asyncio.sleep(1.3)
+    for user in (ANN, BOB, CYD):
+        await f.read(user, api=1)
+    f.start("projector0")
+    await f.ready("projector0")
+
+
+async def cache_fill_is_late(f: Floor) -> None:
+    """Let a reader fill the cache with what it read before the wallet changed."""
+    await opened(f)
+    user = 241
+    done = await f.deposit(user, 51)
+    await f.projected(user, done.answer.seq or 0)
+    # Nothing is cached: the next read fills the cache, a little later.
+    await asyncio.to_thread(f.forget_cached, user)
+    f.arm("reads.before_fill", "hang")
+    await f.read(user)
+    await f.until_fired("reads.before_fill")
+    done = await f.deposit(user, 52)
+    await f.projected(user, done.answer.seq or 0)
+    await f.until_cached(user, done.answer.seq or 0)
+    f.points.disarm("reads.before_fill")
+    await asyncio.sleep(1.3)
+    for api in (0, 1):
+        await f.read(user, api=api)
+
+
+async def cache_away(f: Floor) -> None:
+    """Stop Redis while wallets change, and read them when it is back."""
+    await opened(f)
+    for user in (ANN, CYD):
+        done = await f.deposit(user, 61)
+        await f.projected(user, done.answer.seq or 0)
+        await f.until_cached(user, done.answer.seq or 0)
+    await asyncio.to_thread(f.stack.pause, "redis")
+    try:
+        for user in (ANN, CYD):
+            done = await f.deposit(user, 62)
+            await f.projected(user, done.answer.seq or 0)
+        await asyncio.sleep(0.5)
+    finally:
+        await asyncio.to_thread(f.stack.resume, "redis")
+    # The door to Redis stays shut for a second after a failure.
+    await asyncio.sleep(1.8)
+    for user in (ANN, CYD):
+        await f.read(user, api=1)
