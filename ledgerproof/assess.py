@@ -61,6 +61,14 @@ class ReconciliationFacts(msgspec.Struct):
     """Why the full pass after the drain did not see everything."""
 
 
+class PlanFacts(msgspec.Struct):
+    """What a run of a plan is held to, and what it did not do as planned."""
+
+    title: str
+    waived: list[str] = []
+    """Codes that this plan is not held to: what only a campaign can show."""
+
+
 class HarnessFacts(msgspec.Struct):
     """What the harness knows and no table of the run folder says."""
 
@@ -89,6 +97,8 @@ class HarnessFacts(msgspec.Struct):
     sizes: dict[str, int] = {}
     timings: dict[str, float] = {}
     residue: list[str] = []
+    plan: PlanFacts | None = None
+    """None: the run offered a load. A plan offers none, so it has no rate to hold and no service level to meet."""
     reconciliation: ReconciliationFacts | None = None
     """None: the reconciler was not asked, because the run ended before."""
 
@@ -195,15 +205,17 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
             parts.append(Verdict.INVALID)
             reasons.append(f"the run cannot be judged: {error}")
         else:
-            judgement = judge(run)
+            waived = facts.plan.waived if facts.plan is not None else []
+            judgement = judge(run, {code: check for code, check in CHECKS.items() if code not in waived})
             _add_judgement(judgement, facts, parts, reasons)
-        if problem := saturation(measured, facts):
+        if facts.plan is None and (problem := saturation(measured, facts)):
             parts.append(Verdict.INVALID)
             reasons.append(problem)
     if facts.reconciliation is not None:
         _add_reconciliation(facts.reconciliation, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
-    table = _service_levels(measured, judgement, run, facts) if measured and Verdict.ABORTED not in parts else []
+    levels = measured is not None and facts.plan is None and Verdict.ABORTED not in parts
+    table = _service_levels(measured, judgement, run, facts) if measured and levels else []
     missed = [row["metric"] for row in table if row["met"] is False]
     if missed:
         parts.append(Verdict.SLA_MISSED)
@@ -242,6 +254,7 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "shard_moves": facts.shard_moves,
         "sla": table,
         "operations": sla.operations(measured.attempts) if measured else [],
+        "plan": msgspec.to_builtins(facts.plan),
         "generator": msgspec.to_builtins(facts.generator),
         "reconciliation": msgspec.to_builtins(facts.reconciliation),
         "sizes": facts.sizes,

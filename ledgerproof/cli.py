@@ -30,6 +30,7 @@ from ledgerproof.failpoints_command import failpoints_group
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.output import check_writable, print_json, print_table
+from ledgerproof.plan_command import replay_plan_command
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
@@ -426,6 +427,8 @@ cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
 cli.add_command(failpoints_group)
+replay_plan_command.epilog = EXIT_CODES
+cli.add_command(replay_plan_command)
 
 
 # -- output --------------------------------------------------------------------------------------------
