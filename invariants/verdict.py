@@ -13,7 +13,7 @@ from invariants.anomalies import CHECKS, Check, Found, Witness
 from invariants.fates import Resolution
 from invariants.history import FINAL_RETRY
 from invariants.run import Run
-from invariants.snapshot import MissingEvidence
+from invariants.snapshot import MissingEvidence, NotRecorded
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,9 @@ class Judgement:
     parts: list[Verdict] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why the run is not PASS, one sentence each."""
+    undecided: dict[str, str] = field(default_factory=dict)
+    """Code → what of it could not be decided because the run is older than the evidence for it. Such a run is judged
+    by what it holds: this alone makes it not INVALID."""
 
     @property
     def verdict(self) -> Verdict:
@@ -85,12 +88,17 @@ def judge(run: Run, checks: dict[str, Check] | None = None) -> Judgement:
     checks = CHECKS if checks is None else checks
     counts: dict[str, int] = {}
     unchecked: dict[str, str] = {}
+    undecided: dict[str, str] = {}
     witnesses: list[Witness] = []
     for code, check in checks.items():
         result = _attempted(check.find, run)
         if isinstance(result, Found):
             counts[code] = result.count
             witnesses += result.witnesses
+            if lacking := [name for name in check.older if name in run.lacking]:
+                undecided[code] = f"in part: the run is older than {', '.join(lacking)}"
+        elif result.too_old:
+            undecided[code] = result.why
         else:
             unchecked[code] = result.why
     defects = [f"{code} could not be checked: {why}" for code, why in unchecked.items()]
@@ -116,6 +124,7 @@ def judge(run: Run, checks: dict[str, Check] | None = None) -> Judgement:
         raw_duplicates=0 if isinstance(duplicates, _Failure) else duplicates,
         parts=parts or [Verdict.PASS],
         reasons=reasons + defects,
+        undecided=undecided,
     )
 
 
@@ -144,11 +153,14 @@ def _violations(counts: dict[str, int], checks: dict[str, Check]) -> tuple[list[
 @dataclass(frozen=True)
 class _Failure:
     why: str
+    too_old: bool = False
 
 
 def _attempted(fold: Callable[[Run], T], run: Run) -> T | _Failure:
     try:
         return fold(run)
+    except NotRecorded as error:
+        return _Failure(str(error), too_old=True)
     except MissingEvidence as error:
         return _Failure(str(error))
     except Exception as error:  # noqa: BLE001 - whatever a checker raises, it must end as INVALID, never as a pass

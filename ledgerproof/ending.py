@@ -43,6 +43,8 @@ class Scene:
     client: Client
     copy: Copy
     """Takes a snapshot; `whole(config)` unless the run shares its stack with earlier ones."""
+    planted: int | None = None
+    """The wallet whose read balance the run made wrong, if it did."""
 
 
 def whole(config: ServiceConfig) -> Copy:
@@ -54,8 +56,10 @@ def whole(config: ServiceConfig) -> Copy:
     return copy
 
 
-async def _reconciled(config: ServiceConfig, step: Step, *, at_rest: bool) -> ReconciliationFacts:
+async def _reconciled(config: ServiceConfig, step: Step, planted: int | None, *, at_rest: bool) -> ReconciliationFacts:
     """Run a full pass of the service's own reconciler and return what it and all earlier passes found.
+
+    Findings about the wallet `planted` are those of the planted drift, which are the checker's to judge (A35).
 
     Of a service that does not come to rest only the earlier passes are asked: they may say why, for findings pause
     payouts.
@@ -68,6 +72,9 @@ async def _reconciled(config: ServiceConfig, step: Step, *, at_rest: bool) -> Re
         for index, server in enumerate(config.servers):
             said.passes += len(await operations.runs_of(config, index, PASSES_READ_MAX))
             for row in await operations.findings_of(config, index, None, FINDINGS_READ_MAX):
+                if planted is not None and row["user_id"] == planted:
+                    said.planted += 1
+                    continue
                 said.findings[row["code"]] = said.findings.get(row["code"], 0) + 1
                 if len(said.examples) < EXAMPLES_MAX:
                     where = (
@@ -110,9 +117,10 @@ async def _resolve(scene: Scene) -> None:
     run = await asyncio.to_thread(load_run, recording.folder)
     resolved = run.first_resolution
     chosen = fates.choose_retries(resolved, recording.facts.seed)
-    keys = [key for key in chosen["key"].to_list() if key in client.unknown]
+    asked = zip(chosen["family"].to_list(), chosen["user"].to_list(), chosen["key"].to_list(), strict=True)
+    identities = [identity for identity in asked if identity in client.unknown]
     with scene.progress.step(f"Resolving {resolved.height} unknown outcomes") as step:
-        results = await client.retry_unknown(keys)
+        results = await client.retry_unknown(identities)
         replayed = sum(bool(result.answer.replayed) for _, result in results)
         step.detail = f"{len(results)} sent again, {replayed} of them replayed"
 
@@ -137,6 +145,6 @@ async def collect(scene: Scene) -> None:
         sizes = await scene.copy(second, step.show, first)
         step.detail = f"{sizes['ledger']} ledger rows"
     with timed(facts, "reconcile_s"), progress.step("Asking the reconciler") as step:
-        facts.reconciliation = await _reconciled(scene.config, step, at_rest=facts.drained)
+        facts.reconciliation = await _reconciled(scene.config, step, scene.planted, at_rest=facts.drained)
     facts.sizes = {f"{table}_rows": rows for table, rows in sizes.items()}
     facts.sizes["history_rows"] = recording.recorder.appended_rows

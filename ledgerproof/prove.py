@@ -22,8 +22,10 @@ import numpy as np
 from compose.probe import LivenessProbe, targets
 from compose.stack import Stack
 from compose.state import StackSpec
+from invariants.run import WALL_CLOCK_DRIFT
 from ledgerproof.assess import GeneratorFacts
 from ledgerproof.client import REQUEST_TIMEOUT_S, Player
+from ledgerproof.drift import Drift, plan_drift
 from ledgerproof.ending import DRAIN_TIMEOUT_S, Scene, collect, drained, whole
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
 from ledgerproof.grpc_wire import GrpcWire
@@ -57,7 +59,20 @@ LEAD_S: Final = 0.5
 SHOW_EVERY_S: Final = 0.5
 RECONCILE_EVERY_S: Final = 15.0
 """A run is short: the reconciler passes over what is new more often, so that it does so during the faults too."""
+RECONCILE_SHARE: Final = 0.25
+"""And in a run that is shorter still, once in so much of its load, so that the planted drift is found in time."""
+RECONCILE_LEAST_S: Final = 3.0
 PROBE_EVERY_S: Final = 0.15
+REQUIRED_SOMETIMES: Final = (
+    "a retry replayed",
+    "same key raced on two API processes",
+    "same key with another body refused",
+    "funds refused under contention",
+    "a settled match was settled again",
+)
+"""What the workload does by itself, again and again: a run of REQUIRED_FROM_BETS or more without one of these went
+wrong. What depends on the moment is asked of a campaign of runs (`ledgerproof sometimes`)."""
+REQUIRED_FROM_BETS: Final = 10_000
 OPERATIONS: Final = (
     "deposit",
     "withdraw",
@@ -102,7 +117,7 @@ def prove(options: Options, progress: Progress) -> tuple[Path, dict[str, Any]]:
         apis=options.apis,
         base_port=options.base_port,
         keep=options.keep,
-        settings={"reconcile_every_s": RECONCILE_EVERY_S},
+        settings={"reconcile_every_s": reconcile_every_s(options.duration_s)},
     )
     with log_to(folder / HARNESS_LOG), terminate_as_interrupt():
         stack = start_stack(spec, options.root, recording, progress)
@@ -113,6 +128,11 @@ def prove(options: Options, progress: Progress) -> tuple[Path, dict[str, Any]]:
             take_down(stack, recording, progress, keep=options.keep)
         verdict = conclude(recording, progress, began)
     return folder, verdict
+
+
+def reconcile_every_s(duration_s: float) -> float:
+    """Return how often the reconciler passes over what is new in a run with a load of `duration_s`."""
+    return min(RECONCILE_EVERY_S, max(RECONCILE_LEAST_S, RECONCILE_SHARE * duration_s))
 
 
 def _settings(options: Options, schedule: Schedule) -> dict[str, Any]:
@@ -134,7 +154,8 @@ def _settings(options: Options, schedule: Schedule) -> dict[str, Any]:
 async def _load_and_collect(job: Job) -> None:
     """Seed, load, and bring everything the service holds home."""
     recording, stack = job.recording, job.stack
-    write_config(recording, job.config, OPERATIONS)
+    bets = job.options.rate * job.options.duration_s
+    write_config(recording, job.config, OPERATIONS, REQUIRED_SOMETIMES if bets >= REQUIRED_FROM_BETS else ())
     wires = [Wire("127.0.0.1", stack.port(name), timeout_s=REQUEST_TIMEOUT_S) for name in stack.nodes_of("api")]
     token = stack.token()
     grpc_wires = [GrpcWire(stack.grpc_port(name), token, timeout_s=REQUEST_TIMEOUT_S) for name in stack.nodes_of("api")]
@@ -148,23 +169,36 @@ async def _load_and_collect(job: Job) -> None:
         grpc_wires=grpc_wires,
     )
     sampler = _sampler(job, player)
-    scene = Scene(job.config, recording, job.progress, player, whole(job.config))
+    drift = _drift(job)
+    watching: asyncio.Task[None] | None = None
+    scene = Scene(job.config, recording, job.progress, player, whole(job.config), drift.planned.user)
     try:
         recording.timeline.phase("seed")
         with timed(recording.facts, "seed_s"), job.progress.step(f"Opening {len(job.schedule.seed_deposits)} wallets"):
             await player.seed()
+            await player.open(drift.deposit(job.options.seed))
+            await drift.plant()
+        watching = asyncio.create_task(drift.run(), name="drift")
         # From here until all is drained, so that backlogs are seen to come down.
         sampler.start()
         with timed(recording.facts, "load_s"):
             await _load(job, player, sampler)
         with timed(recording.facts, "drain_s"):
             await _bring_to_rest(job, player, scene)
+            with job.progress.step("Waiting for the reconciler to report the planted drift") as step:
+                await watching
+                step.detail = "not reported" if drift.reported_s is None else f"seen at {drift.reported_s:.0f} s"
+        if drift.problem is not None:
+            recording.invalid(f"the planted drift could not be repaired: {drift.problem}")
         sampler.stop()
         if sampler.failure is not None:
             recording.timeline.note(f"sampling ended early: {sampler.failure}")
         await collect(scene)
     finally:
         sampler.stop()
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         await player.stop()
         for wire in wires:
             wire.close()
@@ -172,6 +206,14 @@ async def _load_and_collect(job: Job) -> None:
 
 
 # -- load ----------------------------------------------------------------------------------------------
+
+
+def _drift(job: Job) -> Drift:
+    """Return the drift that this run plants, not planted yet."""
+    move = plan_move(job.options.seed, job.schedule.duration_s, job.config.routing, len(job.config.servers))
+    broken = frozenset(fault.node for fault in job.planned)
+    planned = plan_drift(job.options.seed, job.config, moved_shard=None if move is None else move.shard, broken=broken)
+    return Drift(job.config, job.stack.superuser, job.recording.timeline, job.recording.clock, planned)
 
 
 def _sampler(job: Job, player: Player) -> Sampler:
@@ -182,6 +224,8 @@ def _sampler(job: Job, player: Player) -> Sampler:
     sampler = Sampler(job.recording.series, job.recording.clock, ports, stack.status)
     sampler.watch("generator_lag_ms", lambda: player.last_lag_s * 1000)
     sampler.watch("in_flight", lambda: float(player.in_flight))
+    clock, origin_unix = job.recording.clock, job.recording.origin_unix
+    sampler.watch(WALL_CLOCK_DRIFT, lambda: time.time() - origin_unix - clock())
     return sampler
 
 

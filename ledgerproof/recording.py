@@ -26,12 +26,14 @@ from compose.stack import Stack
 from compose.state import StackSpec
 from invariants.history import Recorder, RecordingError
 from invariants.run import CONFIG_FILE
+from invariants.snapshot import EVIDENCE
 from invariants.timeline import Series, Timeline
 from invariants.verdict import Verdict
 from ledgerproof import __version__, assess, sla
 from ledgerproof.assess import HarnessFacts
 from ledgerproof.client import NotSeeded, monotonic_clock
 from ledgerproof.collect import NotCollected
+from ledgerproof.drift import NotPlanted
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
@@ -152,12 +154,24 @@ def start_stack(spec: StackSpec, root: Path, recording: Recording, progress: Pro
     return stack
 
 
-def write_config(recording: Recording, config: ServiceConfig, operations: Sequence[str]) -> None:
+def write_config(
+    recording: Recording,
+    config: ServiceConfig,
+    operations: Sequence[str],
+    required_sometimes: Sequence[str] = (),
+) -> None:
     """Write config.json: the workload's and the service's settings, without any password. Raises OSError."""
     service = msgspec.to_builtins(config)
     for secret in ("passwords", "redis_password", "token_key"):
         service.pop(secret)
-    recording.facts.config = {**recording.facts.config, "operations": list(operations), "service": service}
+    recording.facts.config = {
+        **recording.facts.config,
+        "evidence": EVIDENCE,
+        "origin_unix": recording.origin_unix,
+        "operations": list(operations),
+        "required_sometimes": list(required_sometimes),
+        "service": service,
+    }
     text = msgspec.json.format(msgspec.json.encode(recording.facts.config), indent=2)
     (recording.folder / CONFIG_FILE).write_bytes(text + b"\n")
     # Written again at the end; until then it says that the run did not finish.
@@ -170,7 +184,7 @@ def carry_out(recording: Recording, work: Callable[[], Coroutine[Any, Any, None]
         uvloop.run(_on_loop(work))
     except (KeyboardInterrupt, Interrupted):
         recording.aborted("stopped by the user")
-    except (NotSeeded, NotCollected, StackError) as error:
+    except (NotSeeded, NotPlanted, NotCollected, StackError) as error:
         log.exception("the run cannot go on")
         recording.invalid(str(error))
     except RecordingError as error:

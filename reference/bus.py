@@ -379,6 +379,7 @@ class Consumer:
     def _begin(self, starts: Mapping[Place, int]) -> None:
         self.assignments += 1
         hit("consumer.after_rebalance")
+        metrics.KAFKA_ASSIGNMENTS.labels(self.group).inc()
         for place, start in starts.items():
             self._partitions[place] = _Partition(next_offset=start, committed=start)
 
