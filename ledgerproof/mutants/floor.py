@@ -52,6 +52,9 @@ WITHIN_S: Final = 40.0
 """What a scenario waits for comes within this time, or the scenario fails."""
 POLL_S: Final = 0.01
 STOP_S: Final = 8.0
+RECOVER_S: Final = 5.0
+"""After a fault is healed the service is back within this time."""
+RECONCILE_EVERY_S: Final = 1.0
 SETTINGS: Final[dict[str, Any]] = {
     "command_deadline_ms": 600,
     "statement_timeout_ms": 1500,
@@ -134,7 +137,10 @@ class Floor:
 
     def _open_recording(self) -> None:
         self.recording = recording = open_recording(
-            self.folder, seed=1, rate=1.0, config={"request_timeout_s": REQUEST_TIMEOUT_S}
+            self.folder,
+            seed=1,
+            rate=1.0,
+            config={"request_timeout_s": REQUEST_TIMEOUT_S, "recover_within_s": RECOVER_S},
         )
         # A scenario does what it needs and not everything there is; V01 judges what it did.
         write_config(recording, self.config, [])
@@ -155,6 +161,10 @@ class Floor:
         recording.timeline.phase("drain")
         recording.facts.drained = await ending.drained(self._scene, ending.DRAIN_TIMEOUT_S)
         await ending.collect(self._scene)
+
+    def planted_drift(self, user: int) -> None:
+        """Say whose read balance the scenario made wrong: what the reconciler says of it is the checker's to judge."""
+        self._scene.planted = user
 
     def beside(self, work: Coroutine[Any, Any, None]) -> None:
         """Let work go on that the end of the load does not wait for."""
@@ -228,6 +238,8 @@ class Floor:
         port = self._ports.setdefault(name, free_port())
         role = service.role_of(name)
         config = self._api_config if role == "api" else self.config
+        if role == "reconciler":
+            config = msgspec.structs.replace(config, reconcile_every_s=RECONCILE_EVERY_S)
         stopping = asyncio.Event()
         if apart:
             path = self.folder / f"{name}.json"

@@ -30,6 +30,7 @@ TRIGGERS: Final[dict[str, Trigger]] = {
         failures.late_relay,
         failures.server_killed,
         failures.nodes_broken,
+        failures.drift_planted,
         reading.projection_stands_still,
         reading.cache_is_behind,
         reading.old_reads,

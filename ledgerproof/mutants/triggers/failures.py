@@ -7,8 +7,9 @@ from typing import Final
 
 from compose.probe import LivenessProbe, targets
 from ledgerproof import workload
+from ledgerproof.drift import Drift, PlannedDrift
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault
-from ledgerproof.mutants.floor import Floor, ScenarioFailed
+from ledgerproof.mutants.floor import RECOVER_S, Floor, ScenarioFailed
 from ledgerproof.mutants.triggers.everyday import ALL, ANN, BOB, CYD, DEE, EVE, FAY, opened
 from ledgerproof.mutants.tunnel import Weather
 
@@ -247,27 +248,48 @@ async def server_killed(f: Floor) -> None:
 
 
 async def nodes_broken(f: Floor) -> None:
-    """Let the harness's own nemesis break and heal nodes, measured by its probe, while commands go on."""
+    """Let the harness's own nemesis kill a server and pause Redis, measured by its probe, and go on long after."""
     await opened(f)
     recording = f.recording
     book = EdgeBook(recording.timeline, recording.origin)
-    planned = [PlannedFault(1, "kill", "pg1", 0.3, 1.2), PlannedFault(2, "pause", "redis", 0.4, 1.5)]
+    planned = [PlannedFault(1, "kill", "pg1", 0.4, 1.2), PlannedFault(2, "pause", "redis", 0.5, 1.5)]
     nemesis = Nemesis(f.stack, recording.timeline, book, planned, recording.clock)
     with LivenessProbe(targets(f.stack.state), interval_s=0.1, on_edge=book.on_edge):
         # Before anything breaks the probe must have seen everything alive.
-        await asyncio.sleep(0.5)
-        nemesis.start(recording.clock())
-        command = workload.deposit(BOB, 5, f.key("under-way"))
-        tunnel = f.tunnels[1]
-        tunnel.open.clear()
-        waiting = asyncio.create_task(f.send(command))
         await asyncio.sleep(0.6)
-        tunnel.open.set()
+        holder = await f.owner(1)
+        await holder.execute(f"BEGIN; SELECT pg_advisory_xact_lock({BOB})")
+        nemesis.start(recording.clock())
+        # This one waits for its wallet when the server is killed: nobody can say what became of it.
+        waiting = asyncio.create_task(f.send(workload.deposit(BOB, 5, f.key("under-way"))))
+        while any(thread.is_alive() for thread in nemesis._threads):
+            await f.send(workload.deposit(DEE, 2, f.key("during")), 1)
+            await f.send(workload.deposit(ANN, 2, f.key("during")))
+            await asyncio.sleep(0.15)
         await waiting
-        await f.read(ANN)
+        holder.terminate()
         await asyncio.to_thread(nemesis.join)
         await asyncio.to_thread(f.stack.heal)
     for problem in nemesis.problems:
         recording.invalid(f"fault: {problem}")
-    await asyncio.sleep(0.3)
-    await f.deposit(BOB, 6)
+    # As long as the service is given to come back, and a little more.
+    over_s = recording.clock() + RECOVER_S + 1.5
+    while recording.clock() < over_s:
+        await f.send(workload.deposit(BOB, 6, f.key("after")))
+        await f.send(workload.deposit(DEE, 6, f.key("after")), 1)
+        await asyncio.sleep(0.2)
+
+
+async def drift_planted(f: Floor) -> None:
+    """Make one balance of the read model wrong and wait for the service's own reconciler to say so."""
+    await opened(f)
+    planned = PlannedDrift(9_007, f.server_of(9_007), 8.0)
+    drift = Drift(f.config, f.stack.superuser, f.recording.timeline, f.recording.clock, planned)
+    f.planted_drift(planned.user)
+    await f.sure(drift.deposit(1))
+    await drift.plant()
+    f.start("reconciler0")
+    await drift.run()
+    await f.stop("reconciler0")
+    if drift.problem is not None:
+        raise ScenarioFailed(f"the planted drift could not be repaired: {drift.problem}")
