@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from compose.errors import StackError
-from compose.stack import DEFAULT_ROOT
+from compose.stack import DEFAULT_ROOT, Stack
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.mutants.patches import FOLDER, Mutant, PatchError, load_all
 from ledgerproof.mutants.workshop import SOURCE
@@ -43,9 +43,24 @@ Exit codes:
     "--json", "json_path", default=None, metavar="PATH", help="Also write the rows as JSON; - for the screen."
 )
 @click.option("--write", is_flag=True, help="Put the rows into the committed matrix, its page and docs/mutants.md.")
+@click.option(
+    "--on",
+    "on",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FOLDER",
+    help="Use the servers of the stack in FOLDER and leave them running, instead of starting some.",
+)
 @click.option("--keep", is_flag=True, help="Keep the logs and run folders below .ledgerproof/planted.")
 def mutants_command(
-    *, only: tuple[str, ...], tier: str | None, stored: bool, json_path: str | None, write: bool, keep: bool
+    *,
+    only: tuple[str, ...],
+    tier: str | None,
+    stored: bool,
+    json_path: str | None,
+    write: bool,
+    on: Path | None,
+    keep: bool,
 ) -> int:
     """Plant the known bugs of service and harness, one after another, and show that each is noticed.
 
@@ -79,7 +94,8 @@ def mutants_command(
             rows.append(row)
 
         try:
-            with runner(DEFAULT_ROOT, step.show, keep=keep) as work:
+            servers = None if on is None else Stack.attach(on)
+            with runner(DEFAULT_ROOT, step.show, keep=keep, servers=servers) as work:
                 run_all(chosen, work, told, stop=lambda: bool(stopped))
         except StackError as error:
             raise EnvironmentProblem(str(error)) from error

@@ -44,8 +44,8 @@ def text(mutants: list[Mutant], matrix: Matrix | None) -> str:
         "",
         "Each bug is a patch that is applied to a copy of the tree. Its trigger is a scenario: the service on real",
         "Postgres servers, Kafka and Redis, with a client that records (`stack`), or made-up evidence for bugs of the",
-        "judge (`worlds`). It is killed when exactly the right codes fire, with a witness, and the clean tree is silent",
-        "under the same trigger. `make mutants` runs all of them, `ledgerproof mutants --only ID` one,",
+        "judge (`worlds`). It is killed when exactly the right codes fire, with a witness, and the clean tree is",
+        "silent under the same trigger. `make mutants` runs all of them, `ledgerproof mutants --only ID` one,",
         "`ledgerproof mutants --stored` shows the last stored run.",
         "",
     ]

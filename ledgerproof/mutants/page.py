@@ -37,8 +37,8 @@ def render(matrix: Matrix) -> str:
     parts = [
         f"<h1>Planted bugs: {matrix.killed} of {len(rows)} killed</h1>",
         f'<p class="soft">Commit {escape(matrix.commit)}, {escape(matrix.made_at)}; {escape(machine)}</p>',
-        "<p>Each row is a bug that was put into a copy of the program. Killed means that exactly the right codes fired, "
-        "with a witness, and that the unchanged program was silent under the same trigger.</p>",
+        "<p>Each row is a bug that was put into a copy of the program. Killed means that exactly the right codes"
+        " fired, with a witness, and that the unchanged program was silent under the same trigger.</p>",
         _table("Bugs of the service", service),
         _table("Bugs of the harness", harness),
         _table("Pairs of safeguards, removed together", pairs),

@@ -25,7 +25,7 @@ from ledgerproof.mutants.outcome import Alone, Outcome, Row, not_run, row_of
 from ledgerproof.mutants.patches import Hunk, Mutant, PatchError
 
 SERVERS: Final = 2
-PROBE_S: Final = 150.0
+PROBE_S: Final = 240.0
 """A probe that takes longer is ended; it is then not killed, as nothing over 60 s is."""
 POLL_S: Final = 0.05
 END_S: Final = 5.0
@@ -36,19 +36,25 @@ WORK: Final = "planted"
 class Runner:
     """Runs triggers, on one set of servers that is started when it is first needed."""
 
-    def __init__(self, root: Path, show: Callable[[str], None], *, keep: bool = False) -> None:
-        """Work below `root`; `show` is told what is done. With `keep` the logs of failed triggers stay."""
+    def __init__(
+        self, root: Path, show: Callable[[str], None], *, keep: bool = False, servers: Stack | None = None
+    ) -> None:
+        """Work below `root`; `show` is told what is done. With `keep` logs and run folders stay.
+
+        `servers` are used, and left running, instead of servers of its own.
+        """
         self._root = root
         self._work = root.resolve() / WORK / secrets.token_hex(4)
         self._show = show
         self._keep = keep
-        self._stack: Stack | None = None
+        self._stack = servers
+        self._own_stack = servers is None
         self._controls: dict[str, Outcome] = {}
         self._number = 0
 
     def close(self) -> None:
         """Take the servers down and remove the copies."""
-        if self._stack is not None:
+        if self._stack is not None and self._own_stack:
             self._stack.down()
             self._stack = None
         if not self._keep:
@@ -136,9 +142,11 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def runner(root: Path, show: Callable[[str], None], *, keep: bool = False) -> Iterator[Runner]:
+def runner(
+    root: Path, show: Callable[[str], None], *, keep: bool = False, servers: Stack | None = None
+) -> Iterator[Runner]:
     """Return a runner, and take down what it started after the block."""
-    started = Runner(root, show, keep=keep)
+    started = Runner(root, show, keep=keep, servers=servers)
     try:
         yield started
     finally:

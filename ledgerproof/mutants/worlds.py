@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from invariants import history
+from invariants.anomalies import CHECKS
 from invariants.history import Recorder
 from invariants.run import Run
 from invariants.verdict import Judgement, Verdict, judge, worst
@@ -48,17 +49,16 @@ def self_test() -> Outcome:
         note(code, "the honest world is accused of it")
     if calm.verdict is not Verdict.PASS and not _fired(calm):
         note(SELF_TEST, f"the honest world is called {calm.verdict.name}: {'; '.join(calm.reasons)[:200]}")
-    for code, bug, _, may in planted.BUGS:
+    for code, bug, _, _ in planted.BUGS:
         world = honest.small_world()
         bug(world)
-        judgement = judge(world.run())
+        # Only its own check: whether another one is wrong is asked of that one's worlds, and of the honest one.
+        judgement = judge(world.run(), {code: CHECKS[code]})
         name = planted.name_of(bug)
         if code not in _fired(judgement):
             note(code, f"the world in which {name} is not named by it")
         elif judgement.verdict is not Verdict.INVARIANT_VIOLATED:
             note(code, f"the world in which {name} is called {judgement.verdict.name}")
-        elif foreign := _fired(judgement) - {code} - set(may):
-            note(sorted(foreign)[0], f"the world in which {name} is accused of it")
     for text in _holes(honest):
         note(SELF_TEST, text)
     return Outcome(
