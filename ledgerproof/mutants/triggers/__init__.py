@@ -36,6 +36,7 @@ TRIGGERS: Final[dict[str, Trigger]] = {
         reading.old_reads,
         reading.cache_fill_is_late,
         reading.cache_away,
+        reading.payout_reads,
         moving.shard_moves,
     )
 }

@@ -104,3 +104,23 @@ async def cache_away(f: Floor) -> None:
     await asyncio.sleep(1.8)
     for user in (ANN, CYD):
         await f.read(user, api=1)
+
+
+async def payout_reads(f: Floor) -> None:
+    """Read a wallet before and after it is paid, on both processes: nobody acknowledges a payout, but it was seen."""
+    await opened(f)
+    m = await f.match()
+    await f.bet(ANN, m, "HOME", "BACK", 210, 100)
+    await f.arrived(m, 1)
+    await f.bet(BOB, m, "HOME", "LAY", 220, 100)
+    await f.arrived(m, 2)
+    before = await f.read(ANN, strong=True)
+    await f.projected(ANN, before.answer.seq or 0)
+    await f.read(ANN, api=1)
+    await f.close_match(m)
+    await f.settle(m, "HOME")
+    after = await f.read(ANN, strong=True)
+    await f.projected(ANN, after.answer.seq or 0)
+    await f.read(ANN)
+    await asyncio.sleep(0.9)
+    await f.read(ANN, api=1)
