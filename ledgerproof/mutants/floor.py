@@ -473,7 +473,7 @@ class Floor:
         query = "SELECT EXISTS (SELECT FROM wallet_balance_projection WHERE user_id = $1 AND seq >= $2)"
         await self.until_sql(self.server_of(user), query, user, seq, what="a projection caught up", within_s=within_s)
 
-    def _redis(self) -> "Redis[str]":
+    def _redis(self) -> Redis:
         return Redis(
             host=self.config.redis_host,
             port=self.config.redis_port,

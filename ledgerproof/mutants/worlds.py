@@ -9,11 +9,11 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from invariants import history
 from invariants.anomalies import CHECKS
-from invariants.history import Recorder
+from invariants.history import HistoryRecord, Recorder
 from invariants.run import Run
 from invariants.verdict import Judgement, Verdict, judge, worst
 from ledgerproof.mutants.outcome import Outcome, Shown
@@ -100,7 +100,8 @@ def recorded_world() -> Outcome:
     with tempfile.TemporaryDirectory() as name:
         recorder = Recorder(Path(name), "recorded", flush_interval_s=0.02)
         for record in world.history:
-            recorder.append({key: value for key, value in record.items() if key in history.SCHEMA})  # type: ignore[misc]
+            kept = {key: value for key, value in record.items() if key in history.SCHEMA}
+            recorder.append(cast("HistoryRecord", kept))
         recorder.close()
         whole = world.run()
         run = Run(

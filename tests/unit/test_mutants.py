@@ -81,7 +81,7 @@ HEADER = """\
 id = "some-bug"
 layer = "relay"
 title = "It does something wrong."
-trigger = "afternoon"
+trigger = "commands"
 must = ["A21"]
 """
 DIFF = """\
@@ -188,7 +188,7 @@ def test_applying_changes_only_the_named_hunks(tmp_path: Path) -> None:
 
 SILENT = Outcome("PASS")
 HIT = Outcome("INVARIANT_VIOLATED", codes={"A21": 3}, witnesses=[Shown("A21", "an event is lost")], seconds=9.0)
-ASKED = Header("some-bug", "relay", "It loses events.", "afternoon", ["A21"], ["A26"])
+ASKED = Header("some-bug", "relay", "It loses events.", "commands", ["A21"], ["A26"])
 
 
 def test_right_code_with_a_witness_over_a_silent_control_kills() -> None:

@@ -11,7 +11,8 @@ Trigger = Callable[[Floor], Awaitable[None]]
 TRIGGERS: Final[dict[str, Trigger]] = {
     function.__name__: function
     for function in (
-        everyday.afternoon,
+        everyday.commands,
+        everyday.matches,
         everyday.open_book,
         everyday.acknowledgements,
         everyday.contended,

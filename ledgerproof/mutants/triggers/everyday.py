@@ -23,17 +23,22 @@ async def opened(f: Floor) -> None:
     await f.arrived(match_id, 2)
 
 
-async def afternoon(f: Floor) -> None:
-    """Everything that happens without faults: keys, races, bulks, bets, cancels, settlements, corrections."""
+async def commands(f: Floor) -> None:
+    """Everything that happens to wallets without faults: keys again, races, bulks, reads."""
     await opened(f)
     await keys(f)
     await contention(f)
     await bulks(f)
+    await reads(f)
+
+
+async def matches(f: Floor) -> None:
+    """Everything that happens to matches without faults: bets, cancels, late bets, settlements, corrections."""
+    await opened(f)
     await settled_match(f)
     await void_match(f)
     await corrected_match(f)
     await unwanted_settlement(f)
-    await reads(f)
 
 
 async def keys(f: Floor) -> None:
@@ -74,7 +79,7 @@ async def bulks(f: Floor) -> None:
     """Send many commands of few wallets in one request, one of them twice, one of them without funds."""
     clock = f.client.clock
     first = workload.deposit(EVE, 321, f.key("bulk"), "bulk")
-    commands = [
+    sent = [
         first,
         workload.withdraw(EVE, 11, f.key("bulk"), "bulk"),
         workload.withdraw(EVE, 900_000_000, f.key("bulk"), "bulk"),
@@ -83,8 +88,8 @@ async def bulks(f: Floor) -> None:
         workload.withdraw(EVE, 33, f.key("bulk"), "bulk"),
         first,
     ]
-    await f.client.attempt_bulk(commands, 0, clock())
-    await f.client.attempt_bulk(commands, 1, clock())
+    await f.client.attempt_bulk(sent, 0, clock())
+    await f.client.attempt_bulk(sent, 1, clock())
     twice = workload.withdraw(ANN, 77, f.key("bulk-twice"), "bulk")
     await f.client.attempt_bulk([twice, workload.deposit(ANN, 5, f.key("bulk"), "bulk"), twice], 0, clock())
 
@@ -195,23 +200,24 @@ async def reads(f: Floor) -> None:
 async def open_book(f: Floor) -> None:
     """Leave matches open, with fills, partial fills and bets of one batch on several matches."""
     await opened(f)
-    matches = [await f.match() for _ in range(3)]
-    await asyncio.gather(*(f.bet(user, m, "HOME", "LAY", 233, 101 + user) for m in matches for user in ALL[:3]))
-    for m in matches:
+    open_ones = [await f.match() for _ in range(3)]
+    await asyncio.gather(*(f.bet(user, m, "HOME", "LAY", 233, 101 + user) for m in open_ones for user in ALL[:3]))
+    for m in open_ones:
         await f.arrived(m, 3)
-    await asyncio.gather(*(f.bet(DEE, m, "HOME", "BACK", 220, 155) for m in matches))
-    for m in matches:
+    await asyncio.gather(*(f.bet(DEE, m, "HOME", "BACK", 220, 155) for m in open_ones))
+    for m in open_ones:
         await f.arrived(m, 4)
-    await f.close_match(matches[2])
+    await f.close_match(open_ones[2])
     # The other process still takes the match for open.
     await asyncio.gather(
-        f.bet(EVE, matches[2], "HOME", "BACK", 205, 30, api=1), f.bet(FAY, matches[2], "HOME", "LAY", 300, 31, api=1)
+        f.bet(EVE, open_ones[2], "HOME", "BACK", 205, 30, api=1),
+        f.bet(FAY, open_ones[2], "HOME", "LAY", 300, 31, api=1),
     )
     # A wallet's own bets do not trade with each other.
-    await f.bet(FAY, matches[1], "DRAW", "LAY", 310, 44)
-    await f.arrived(matches[1], 5)
-    await f.bet(FAY, matches[1], "DRAW", "BACK", 300, 45)
-    await f.arrived(matches[1], 6)
+    await f.bet(FAY, open_ones[1], "DRAW", "LAY", 310, 44)
+    await f.arrived(open_ones[1], 5)
+    await f.bet(FAY, open_ones[1], "DRAW", "BACK", 300, 45)
+    await f.arrived(open_ones[1], 6)
     await f.read(DEE, strong=True)
 
 
@@ -229,9 +235,9 @@ async def contended(f: Floor) -> None:
     """Let two processes post to the same wallets again and again at the same moment."""
     await opened(f)
     for _ in range(5):
-        commands = [f.deposit(user, 5, api=api) for user in (ANN, CYD, BOB, DEE) for api in (0, 1)]
-        commands += [f.withdraw(user, 2, api=api) for user in (ANN, BOB) for api in (0, 1)]
-        await asyncio.gather(*commands)
+        sent = [f.deposit(user, 5, api=api) for user in (ANN, CYD, BOB, DEE) for api in (0, 1)]
+        sent += [f.withdraw(user, 2, api=api) for user in (ANN, BOB) for api in (0, 1)]
+        await asyncio.gather(*sent)
     await f.read(ANN, strong=True)
 
 
