@@ -26,6 +26,7 @@ from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.judge_command import judge_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.output import check_writable, print_json, print_table
@@ -410,6 +411,7 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
     return int(verdict["exit_code"])
 
 
+cli.add_command(judge_command)
 cli.add_command(sim_command)
 cli.add_command(shards_command)
 cli.add_command(reconcile_group)
