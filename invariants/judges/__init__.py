@@ -4,31 +4,25 @@ A judge is a function from a run to an `Opinion`: for every code it decides, the
 of all violations it found. Two opinions agree on a code when these sets are equal; a disagreement says that one of
 the judges is wrong, so the run proves nothing.
 
-A judge of one's own: a module with `def judge(run: Run) -> Opinion`, and a line in `JUDGES`.
+A judge of one's own: a module with `def judge(run: Run) -> Opinion` (`Opinion` from `invariants.judges.opinion`), and a
+line in `_LIST`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
+from invariants.judges.opinion import Opinion
 from invariants.run import Run
 from invariants.subjects import MAX_SUBJECTS
+
+__all__ = ["COLUMNS", "JUDGES", "Disagreement", "Judge", "Opinion", "disagreements"]
 
 COLUMNS: Final = "columns"
 """The folds of `invariants.anomalies`. They also give counts and witnesses, so they always judge."""
 
 SHOWN: Final = 3
 """Subjects that a sentence about a disagreement names on each side."""
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What one judge says of a run."""
-
-    found: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Code → the subjects of its violations, empty where it is kept; without the codes this judge does not decide."""
-    undecided: Mapping[str, str] = field(default_factory=dict)
-    """Code → why this judge, which decides it, could not. Not empty: the run is INVALID."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,9 @@ class Judge:
     """History records of a run beyond which this judge is not asked; None: it judges every run."""
 
 
-JUDGES: Final[dict[str, Judge]] = {}
+_LIST: Final[tuple[Judge, ...]] = ()
+
+JUDGES: Final[dict[str, Judge]] = {judge.name: judge for judge in _LIST}
 """The judges besides the columns, by name."""
 
 
