@@ -144,6 +144,15 @@ def a22_effect_repeated(run: Run) -> Found:
             f" each other {row['times']} times"
         ),
     )
+    numbers = fills.group_by("match_id", "fill_no").agg(
+        pl.struct("back_bet_id", "lay_bet_id").n_unique().alias("times"), pl.col("back_user").first().alias("user")
+    )
+    total += found(
+        "A22",
+        # The same pair under the same number was named above.
+        numbers.filter(pl.col("times") > 1).sort("match_id", "fill_no"),
+        lambda row: f"match {row['match_id']} has {row['times']} fills with the number {row['fill_no']}",
+    )
     refunds = as_keys(run.system_entries).filter((pl.col("type") == "REFUND") & (pl.col("settlement_version") == 0))
     repeated = refunds.group_by("bet_id").agg(
         pl.len().alias("times"), pl.col("user").first(), pl.col("seq").max(), pl.col("key").last()

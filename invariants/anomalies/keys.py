@@ -59,8 +59,9 @@ def a01_lost(run: Run) -> Found:
 def a02_duplicate(run: Run) -> Found:
     """A02 duplicate: more than one effect for a key, or for a business id.
 
-    Two entries of one user and key; two stakes, or two commissions of one version, for one bet. Two payouts
-    or refunds for one bet and version are A27, so that each bug has one name.
+    Two entries of one user and client's key; two debits, or two credits, of one bet, account and version (a stake,
+    a commission, what a correction takes back or advances). Two payouts or refunds for one bet and version are A27,
+    so that each bug has one name.
     """
     entries = as_keys(run.entries)
     by_key = (
@@ -69,20 +70,21 @@ def a02_duplicate(run: Run) -> Found:
         .agg(pl.len().alias("times"), pl.col("seq").max(), pl.col("seq").sort().alias("seqs"))
         .filter(pl.col("times") > 1)
     )
-    kind = pl.col("contra").is_in(["ESCROW", "HOUSE"]) & (pl.col("type") == "DEBIT")
+    kind = pl.col("contra").is_in(["ESCROW", "HOUSE"]) & pl.col("type").is_in(["DEBIT", "CREDIT"])
     by_bet = (
         entries.filter(kind & pl.col("bet_id").is_not_null())
-        .group_by("bet_id", "contra", "settlement_version")
+        .group_by("bet_id", "type", "contra", "settlement_version")
         .agg(
             pl.len().alias("times"),
             pl.col("key").n_unique().alias("keys"),
+            pl.col("system").any(),
             pl.col("user").first(),
             pl.col("seq").max(),
             pl.col("seq").sort().alias("seqs"),
             pl.col("key").last(),
         )
         # A stake posted twice under one key was counted above.
-        .filter((pl.col("times") > 1) & ((pl.col("keys") > 1) | (pl.col("contra") == "HOUSE")))
+        .filter((pl.col("times") > 1) & ((pl.col("keys") > 1) | pl.col("system")))
     )
     first = found(
         "A02",
@@ -93,7 +95,7 @@ def a02_duplicate(run: Run) -> Found:
         "A02",
         by_bet.sort("user", "seq"),
         lambda row: (
-            f"bet {row['bet_id']} has {row['times']} debits against {row['contra']}"
+            f"bet {row['bet_id']} has {row['times']} {row['type']} entries against {row['contra']}"
             f" (version {row['settlement_version']}): seqs {row['seqs']} of user {row['user']}"
         ),
     )

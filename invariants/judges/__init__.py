@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from invariants.judges import replay
 from invariants.judges.opinion import Opinion
 from invariants.run import Run
 from invariants.subjects import MAX_SUBJECTS
@@ -35,7 +36,7 @@ class Judge:
     """History records of a run beyond which this judge is not asked; None: it judges every run."""
 
 
-_LIST: Final[tuple[Judge, ...]] = ()
+_LIST: Final[tuple[Judge, ...]] = (Judge("replay", replay.judge, replay.MAX_RECORDS),)
 
 JUDGES: Final[dict[str, Judge]] = {judge.name: judge for judge in _LIST}
 """The judges besides the columns, by name."""

@@ -7,7 +7,7 @@ nothing with them except the raw evidence.
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from invariants.judges import Judge, Opinion
+from invariants.judges.opinion import Opinion
 from invariants.judges.replay import book, events, keys, money, sessions, wallets
 from invariants.judges.replay.case import Case, Finding
 from invariants.run import Run
@@ -71,6 +71,3 @@ def judge(run: Run) -> Opinion:
         except Exception as error:  # noqa: BLE001 - a rule that raises has decided nothing, and must say so
             undecided[code] = f"{rule.__name__} raised {type(error).__name__}: {error}"
     return Opinion(found, undecided)
-
-
-REPLAY: Final = Judge("replay", judge, MAX_RECORDS)

@@ -84,7 +84,7 @@ def _settlements(case: Case) -> Iterator[Finding]:
 
 def _state_fits(order: Row, match_state: str | None) -> bool:
     matched, cancelled, stake = order["matched_stake"], order["cancelled_stake"], order["stake"]
-    rules = {
+    rules: dict[str, bool] = {
         "PENDING": matched == 0 and cancelled == 0,
         "PART_MATCHED": 0 < matched < stake and cancelled == 0,
         "MATCHED": matched > 0 and matched + cancelled == stake,

@@ -60,8 +60,7 @@ def a22_effect_repeated(case: Case) -> Iterator[Finding]:
         yield Finding("A22", f"bets {pair[0]} and {pair[1]} were filled {len(fills)} times", place)
     for (match_id, number), fills in several(case.table("fills"), lambda f: (f["match_id"], f["fill_no"])).items():
         if len({(f["back_bet_id"], f["lay_bet_id"]) for f in fills}) > 1:
-            first = fills[0]
-            place = {"back_bet_id": first["back_bet_id"], "lay_bet_id": first["lay_bet_id"]}
+            place = {"match_id": match_id, "fill_no": number}
             yield Finding("A22", f"match {match_id} has {len(fills)} fills with the number {number}", place)
     refunds = [e for e in case.system_entries if e.type == "REFUND" and e.version == 0]
     for bet_id, entries in several(refunds, lambda e: e.bet_id).items():

@@ -106,7 +106,7 @@ def a02_duplicate(case: Case) -> Iterator[Finding]:
     for (bet, kind, contra, version), entries in several(
         booked, lambda e: (e.bet_id, e.type, e.contra, e.version)
     ).items():
-        if not entries[0].system and len({e.key for e in entries}) == 1:
+        if len({e.key for e in entries}) == 1 and not any(e.system for e in entries):
             continue  # One key of a client with two entries was named above.
         yield Finding(
             "A02",
