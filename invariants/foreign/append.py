@@ -77,6 +77,8 @@ def judge_append(calls: list[Call], show: Callable[[str], None] | None = None) -
     for key in lists.reads:
         _judge_list(report, lists, key)
     lost = set(_lost(report, txns, lists))
+    for key in lists.reads:
+        _judge_writers(report, lists, key, lost)
     find_cycles(report, _dependencies(txns, lists, lost), show)
     return report
 
@@ -225,6 +227,25 @@ def _lost(report: Report, txns: list[Txn], lists: Lists) -> Iterator[tuple[Value
                 yield step.key, step.element
 
 
+def _judge_writers(report: Report, lists: Lists, key: Value, lost: set[tuple[Value, Value]]) -> None:
+    """Report transactions of which a list shows a later append without an earlier one, or before it."""
+    shown: dict[int, list[Value]] = defaultdict(list)
+    writers: dict[int, Txn] = {}
+    for element in lists.order[key]:
+        writer = lists.writer.get((key, element))
+        if writer is not None and writer.call.kind is not Kind.FAIL:
+            writers[writer.number] = writer
+            shown[writer.number].append(element)
+    for number, seen in shown.items():
+        appended = [element for element in writers[number].appends(key) if (key, element) not in lost]
+        if seen == appended[: len(seen)]:
+            continue
+        label, line = writers[number].call.label, writers[number].call.line
+        text = f"{label} appended {_shown(tuple(appended))} to {key!r}; the list shows {_shown(tuple(seen))} of that"
+        name = "incompatible-order" if set(seen) == set(appended[: len(seen)]) else "lost-append"
+        report.add(Anomaly(name, text, (line,)))
+
+
 # -- dependencies
 
 
@@ -240,7 +261,7 @@ def _dependencies(txns: list[Txn], lists: Lists, lost: set[tuple[Value, Value]])
     graph = Dependencies({txn.number: txn.call for txn in txns if txn.number in there})
     unseen: dict[Value, list[tuple[Value, Txn]]] = defaultdict(list)
     for (key, element), txn in lists.writer.items():
-        if txn.call.kind is Kind.OK and (key, element) not in seen and (key, element) not in lost:
+        if txn.number in there and (key, element) not in seen and (key, element) not in lost:
             unseen[key].append((element, txn))
     for key, order in lists.order.items():
         writers = [lists.writer.get((key, element)) for element in order]

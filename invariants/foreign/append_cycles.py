@@ -123,4 +123,4 @@ def _add_real_time(dependencies: Dependencies) -> None:
             continue
         before[number] = frozenset(newest)
         for earlier in before[number]:
-            dependencies.add(earlier, number, "rt", "was acknowledged before there was asked")
+            dependencies.add(earlier, number, "rt", "was acknowledged before the asking of")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from honest_world import M_AGAIN, M_OPEN, M_SETTLED, M_VOID, World, small_world
+from honest_world import World, small_world
 
 Draw = Callable[[int], int]
 """Return a number from 0 up to, not including, the argument."""
@@ -24,14 +24,24 @@ TABLES = (
     "cancels",
     "settlements",
     "history",
+    "history",
+    "history",
 )
-MATCHES = (M_OPEN, M_SETTLED, M_VOID, M_AGAIN)
-ACTIONS = ("remove", "repeat", "swap", "nudge", "borrow", "borrow")
+ACTIONS = ("remove", "repeat", "swap", "nudge", "borrow", "borrow", "clear")
 
-IDENTITY = {("history", "record"), ("history", "attempt"), ("kafka", "offset"), ("matches", "match_id")}
+NULLABLE = {
+    "ledger": ("match_id", "bet_id", "settlement_version"),
+    "outbox": ("user_id", "seq"),
+    "kafka": ("key", "user_id", "seq", "balance"),
+    "settlements": ("result",),
+    "transitions": ("from_state", "result"),
+    "orders": ("cancel_reason",),
+    "history": ("seq", "balance", "source", "stale", "replayed", "outcome", "payload_hash", "min_seq", "amount", "tag"),
+}
+"""Columns that may hold nothing, by table."""
+
+IDENTITY = {("history", "record"), ("history", "attempt"), ("history", "op"), ("kafka", "offset")}
 """Columns whose change makes evidence that no recorder or snapshot writes; that is V05 and V06, judged apart."""
-
-NULL_FREE = True
 
 
 def rows_of(world: World, table: str) -> list[dict[str, Any]]:
@@ -55,6 +65,11 @@ def mutate(world: World, draw: Draw) -> str:
         other = draw(len(rows))
         rows[at], rows[other] = rows[other], rows[at]
         return f"swap rows {at} and {other} of {table}"
+    if action == "clear":
+        names = [name for name in NULLABLE.get(table, ()) if row.get(name) is not None]
+        name = names[draw(len(names))] if names else ""
+        row.pop(name, None)
+        return f"clear {name or 'nothing'} of row {at} of {table}"
     names = [name for name, value in row.items() if value is not None and (table, name) not in IDENTITY]
     name = names[draw(len(names))]
     before = row[name]

@@ -122,7 +122,7 @@ def right_refund(bet: Row, order: Row, sums: FillSums) -> int:
 
 def _wrong_cancel(bet: Row, order: Row, sums: FillSums) -> Iterator[Finding]:
     right = right_refund(bet, order, sums)
-    whole = order["cancelled_stake"] in (0, bet["stake"] - sums.stake)
+    whole = order["cancelled_stake"] <= 0 or order["cancelled_stake"] == bet["stake"] - sums.stake
     if order["cancel_refund"] != right or not whole:
         yield Finding(
             "A28",
