@@ -68,7 +68,8 @@ def mutate(world: World, draw: Draw) -> str:
     if action == "clear":
         names = [name for name in NULLABLE.get(table, ()) if row.get(name) is not None]
         name = names[draw(len(names))] if names else ""
-        row.pop(name, None)
+        if name:
+            row[name] = None
         return f"clear {name or 'nothing'} of row {at} of {table}"
     names = [name for name, value in row.items() if value is not None and (table, name) not in IDENTITY]
     name = names[draw(len(names))]
