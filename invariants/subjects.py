@@ -45,7 +45,7 @@ GRAINS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "A18": (_ATTEMPT,),
     "A19": (_ATTEMPT,),
     "A21": (_EVENT, _ENTRY),
-    "A22": (_EVENT, _BET, ("back_bet_id", "lay_bet_id")),
+    "A22": (_EVENT, _BET, ("back_bet_id", "lay_bet_id"), _FILL),
     "A23": (("topic", "partition", "offset"), ("topic", "record_key")),
     "A24": (_EVENT, _ENTRY),
     "A25": (_EVENT,),
