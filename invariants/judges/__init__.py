@@ -8,11 +8,11 @@ A judge of one's own: a module with `def judge(run: Run) -> Opinion` (`Opinion` 
 line in `_LIST`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from invariants.judges import replay
+from invariants.judges import duck, replay
 from invariants.judges.opinion import Opinion
 from invariants.run import Run
 from invariants.subjects import MAX_SUBJECTS
@@ -36,7 +36,7 @@ class Judge:
     """History records of a run beyond which this judge is not asked; None: it judges every run."""
 
 
-_LIST: Final[tuple[Judge, ...]] = (Judge("replay", replay.judge, replay.MAX_RECORDS),)
+_LIST: Final = (Judge(duck.NAME, duck.judge), Judge(replay.NAME, replay.judge, replay.MAX_RECORDS))
 
 JUDGES: Final[dict[str, Judge]] = {judge.name: judge for judge in _LIST}
 """The judges besides the columns, by name."""
@@ -51,16 +51,18 @@ class Disagreement:
     text: str
 
 
-def disagreements(opinions: Mapping[str, Opinion]) -> list[Disagreement]:
-    """Return every code on which a judge says something else than the first one that decided it.
+def disagreements(opinions: Mapping[str, Opinion], only: Collection[str] | None = None) -> list[Disagreement]:
+    """Return every code, or those of `only`, on which a judge says something else than the first that decided it.
 
-    `opinions` are by the names of the judges, in the order of trust. A code that a judge does not decide, or could
-    not, is left out here: the second of these is a defect of its own.
+    `opinions` are by the names of the judges, in the order in which they are compared. A code that a judge does not
+    decide, or could not, is left out here: the second of these is a defect of its own.
     """
     first: dict[str, tuple[str, frozenset[str]]] = {}
     found: list[Disagreement] = []
     for name, opinion in opinions.items():
         for code, subjects in opinion.found.items():
+            if only is not None and code not in only:
+                continue
             other, theirs = first.setdefault(code, (name, subjects))
             if theirs != subjects:
                 found.append(Disagreement(code, (other, name), _sentence(code, (other, theirs), (name, subjects))))

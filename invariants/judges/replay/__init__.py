@@ -14,6 +14,8 @@ from invariants.run import Run
 from invariants.snapshot import MissingEvidence
 from invariants.subjects import kept, subject_of
 
+NAME: Final = "replay"
+
 MAX_RECORDS: Final = 40_000
 """History records of the largest run it judges: some rules look at every pair of moments of a wallet."""
 

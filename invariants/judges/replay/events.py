@@ -48,20 +48,18 @@ def a21_event_lost(case: Case) -> Iterator[Finding]:
 
 def a22_effect_repeated(case: Case) -> Iterator[Finding]:
     """A22: two orders of one event or bet, two fills of one pair or number, two refunds of one cancel."""
-    by_event = several(case.table("orders"), lambda o: o["event_id"])
-    for event_id, orders in by_event.items():
+    for event_id, orders in several(case.table("orders"), lambda o: o["event_id"]).items():
         yield Finding("A22", f"{len(orders)} orders come from event {event_id}", {"event_id": event_id})
     for bet_id, orders in several(case.table("orders"), lambda o: o["bet_id"]).items():
-        # Where any event made two orders, its bets have been named by it.
-        if not by_event:
+        # Orders of one bet that one event made have been named by the event.
+        if len({order["event_id"] for order in orders}) > 1:
             yield Finding("A22", f"{len(orders)} orders are of bet {bet_id}", {"bet_id": bet_id})
     for pair, fills in several(case.table("fills"), lambda f: (f["back_bet_id"], f["lay_bet_id"])).items():
         place = {"back_bet_id": pair[0], "lay_bet_id": pair[1]}
         yield Finding("A22", f"bets {pair[0]} and {pair[1]} were filled {len(fills)} times", place)
     for (match_id, number), fills in several(case.table("fills"), lambda f: (f["match_id"], f["fill_no"])).items():
-        if len({(f["back_bet_id"], f["lay_bet_id"]) for f in fills}) > 1:
-            place = {"match_id": match_id, "fill_no": number}
-            yield Finding("A22", f"match {match_id} has {len(fills)} fills with the number {number}", place)
+        place = {"match_id": match_id, "fill_no": number}
+        yield Finding("A22", f"match {match_id} has {len(fills)} fills with the number {number}", place)
     refunds = [e for e in case.system_entries if e.type == "REFUND" and e.version == 0]
     for bet_id, entries in several(refunds, lambda e: e.bet_id).items():
         yield Finding("A22", f"the cancel of bet {bet_id} was refunded {len(entries)} times", {"bet_id": bet_id})
