@@ -16,7 +16,7 @@ from invariants.fates import Resolution
 from invariants.history import FINAL_RETRY
 from invariants.judges import COLUMNS, JUDGES, Disagreement, Opinion, disagreements
 from invariants.run import Run
-from invariants.snapshot import MissingEvidence
+from invariants.snapshot import MissingEvidence, NotRecorded
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,9 @@ class Judgement:
     parts: list[Verdict] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why the run is not PASS, one sentence each."""
+    undecided: dict[str, str] = field(default_factory=dict)
+    """Code → what of it could not be decided because the run is older than the evidence for it. Such a run is judged
+    by what it holds: this alone makes it not INVALID."""
 
     @property
     def verdict(self) -> Verdict:
@@ -110,6 +113,7 @@ def judge(run: Run, checks: dict[str, Check] | None = None, judges: Sequence[str
     checks = CHECKS if checks is None else checks
     counts: dict[str, int] = {}
     unchecked: dict[str, str] = {}
+    undecided: dict[str, str] = {}
     witnesses: list[Witness] = []
     subjects: dict[str, frozenset[str]] = {}
     started = time.monotonic()
@@ -119,6 +123,10 @@ def judge(run: Run, checks: dict[str, Check] | None = None, judges: Sequence[str
             counts[code] = result.count
             witnesses += result.witnesses
             subjects[code] = result.subjects
+            if lacking := [name for name in check.older if name in run.lacking]:
+                undecided[code] = f"in part: the run is older than {', '.join(lacking)}"
+        elif result.too_old:
+            undecided[code] = result.why
         else:
             unchecked[code] = result.why
     defects = [f"{code} could not be checked: {why}" for code, why in unchecked.items()]
@@ -156,6 +164,7 @@ def judge(run: Run, checks: dict[str, Check] | None = None, judges: Sequence[str
         disagreements=differences,
         parts=parts or [Verdict.PASS],
         reasons=reasons + defects,
+        undecided=undecided,
     )
 
 
@@ -208,11 +217,14 @@ def _violations(counts: dict[str, int], checks: dict[str, Check]) -> tuple[list[
 @dataclass(frozen=True)
 class _Failure:
     why: str
+    too_old: bool = False
 
 
 def _attempted(fold: Callable[[Run], T], run: Run) -> T | _Failure:
     try:
         return fold(run)
+    except NotRecorded as error:
+        return _Failure(str(error), too_old=True)
     except MissingEvidence as error:
         return _Failure(str(error))
     except Exception as error:  # noqa: BLE001 - whatever a checker raises, it must end as INVALID, never as a pass

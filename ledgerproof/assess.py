@@ -57,6 +57,8 @@ class ReconciliationFacts(msgspec.Struct):
     """Passes of the whole run, on all servers, the full one after the drain among them."""
     findings: dict[str, int] = {}
     """Stored findings of all passes, by code."""
+    planted: int = 0
+    """Findings about the wallet in which the run itself planted a drift; they are in none of the others."""
     examples: list[str] = []
     problems: list[str] = []
     """Why the full pass after the drain did not see everything."""

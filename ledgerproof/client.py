@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from invariants.fates import LEDGER_OPS
 from invariants.history import Recorder
 from ledgerproof import workload
 from ledgerproof.grpc_wire import GrpcWire
@@ -53,6 +54,11 @@ class Answer(msgspec.Struct):
     bet_id: str | None = None
     source: str | None = None
     stale: bool | None = None
+    as_of_ms: int | None = None
+    page_rows: int | None = None
+    """Of a page of entries: how many came."""
+    page_cut: bool | None = None
+    """Of a page of entries: whether there are more."""
     state: str | None = None
     settled: bool | None = None
     settlement_version: int | None = None
@@ -72,7 +78,22 @@ class BulkItems(msgspec.Struct):
     results: list[BulkItem]
 
 
+class PageEntry(msgspec.Struct):
+    """What the client looks at of one entry."""
+
+    seq: int
+    balance_minor: int
+
+
+class EntriesPage(msgspec.Struct):
+    """A page of a wallet's entries."""
+
+    entries: list[PageEntry]
+    next_cursor: str | None = None
+
+
 _decode = msgspec.json.Decoder(Answer).decode
+_decode_page = msgspec.json.Decoder(EntriesPage).decode
 _decode_bulk = msgspec.json.Decoder(BulkItems).decode
 _NO_ANSWER = Answer()
 
@@ -104,6 +125,15 @@ def classify(status: int, not_admitted: bool) -> str:
     if status in DEFINITE_STATUSES or (status == 503 and not_admitted):
         return "fail"
     return "info"
+
+
+Identity = tuple[str, int | None, str]
+"""What a key identifies a command by: its family (`fates.LEDGER_OPS` are one), its wallet, and the key."""
+
+
+def identity_of(command: Command) -> Identity:
+    """Return the identity of a command with a key: a bet and the rollback of its key are two."""
+    return "ledger" if command.op in LEDGER_OPS else command.op, command.user, command.key or ""
 
 
 class _State:
@@ -148,8 +178,8 @@ class Player:
         self.lags_s = array("d")
         self.last_lag_s = 0.0
         self.gave_up = False
-        self.unknown: dict[str, Command] = {}
-        """Commands with an unknown outcome by key, for the resolution at the end."""
+        self.unknown: dict[Identity, Command] = {}
+        """Commands with an unknown outcome, for the resolution at the end."""
         self.last_unknown_sent_s = 0.0
         """When the last request that stayed without an answer was sent."""
         self._state = bytearray(len(schedule))
@@ -208,7 +238,8 @@ class Player:
             )
         body, key = command.body, command.key or ""
         request = get(command.path, self._token) if body is None else post(command.path, key, body, self._token)
-        return _result_of(await self.wires[api].exchange(request, timeout_s))
+        reply = await self.wires[api].exchange(request, timeout_s)
+        return _page_of(reply) if command.op == "entries" else _result_of(reply)
 
     def _invoke(self, command: Command, api: int, intended_s: float, tag: str | None) -> tuple[int, int, float]:
         """Record that an attempt begins; return its number, its client and when it began."""
@@ -233,6 +264,8 @@ class Player:
                 "odds": command.odds,
                 "amount": command.amount,
                 "min_seq": command.min_seq,
+                "strong": command.strong,
+                "after_seq": command.after_seq,
                 "intended": intended_s,
                 "t": sent_s,
                 "tag": tag or command.tag,
@@ -290,6 +323,9 @@ class Player:
                 "bet_id": answer.bet_id,
                 "source": answer.source,
                 "stale": answer.stale,
+                "as_of": None if answer.as_of_ms is None else answer.as_of_ms / 1000,
+                "page_rows": answer.page_rows,
+                "page_cut": answer.page_cut,
                 "error": result.error,
             }
         )
@@ -315,7 +351,8 @@ class Player:
             self.unknown_count += 1
             self.last_unknown_sent_s = max(self.last_unknown_sent_s, sent_s)
             if command.key is not None:
-                self.unknown[command.key] = command
+                # The first body of a key is the one it was meant for; a later one only asked whether it differs.
+                self.unknown.setdefault(identity_of(command), command)
 
     # -- the open schedule -----------------------------------------------------------------------------
 
@@ -604,6 +641,10 @@ class Player:
             if answer is None or answer.state != "OPEN":
                 raise NotSeeded("a match could not be created while the run was being seeded")
 
+    async def open(self, command: Command) -> None:
+        """Do an opening deposit. Raises NotSeeded if it is not accepted."""
+        await self._seed_one(command, 0)
+
     async def _seed_one(self, command: Command, number: int) -> None:
         for _ in range(SEED_TRIES):
             result = await self.attempt(command, number % len(self.wires), self.clock())
@@ -617,9 +658,9 @@ class Player:
             f"{result.answer.outcome or result.error} (status {result.status})"
         )
 
-    async def retry_unknown(self, keys: Iterable[str]) -> list[tuple[Command, Result]]:
-        """Send the commands of these keys once more under the same keys and return what was answered."""
-        commands = [self.unknown[key] for key in keys]
+    async def retry_unknown(self, identities: Iterable[Identity]) -> list[tuple[Command, Result]]:
+        """Send these commands once more under the same keys and return what was answered."""
+        commands = [self.unknown[identity] for identity in identities]
         results: list[tuple[Command, Result]] = []
 
         async def again(command: Command, number: int) -> None:
@@ -665,6 +706,21 @@ def _result_of(reply: Reply) -> Result:
             return Result("info", reply.status, _NO_ANSWER, "the answer is not JSON of the agreed form")
         return Result(record, reply.status, _NO_ANSWER, "the answer has no readable body")
     return Result(record, reply.status, answer, None if record == "ok" else answer.title)
+
+
+def _page_of(reply: Reply) -> Result:
+    """Return what a page of entries says: its last entry, how many came, and whether there are more."""
+    result = _result_of(reply)
+    if result.record != "ok":
+        return result
+    try:
+        page = _decode_page(reply.body)
+    except msgspec.DecodeError:
+        return Result("info", reply.status, _NO_ANSWER, "the answer is not a page of entries")
+    answer = Answer(page_rows=len(page.entries), page_cut=page.next_cursor is not None)
+    if page.entries:
+        answer.seq, answer.balance_minor = page.entries[-1].seq, page.entries[-1].balance_minor
+    return Result("ok", reply.status, answer)
 
 
 def _results_of_bulk(body: bytes, count: int) -> list[Result]:

@@ -34,13 +34,15 @@ from compose.stack import Stack
 from compose.state import StackSpec
 from invariants import fates
 from invariants.history import Recorder, RecordingError
-from invariants.run import CONFIG_FILE, FIRST_SNAPSHOT, SECOND_SNAPSHOT, load_run
+from invariants.run import CONFIG_FILE, FIRST_SNAPSHOT, SECOND_SNAPSHOT, WALL_CLOCK_DRIFT, load_run
+from invariants.snapshot import EVIDENCE
 from invariants.timeline import Series, Timeline
 from invariants.verdict import Verdict
 from ledgerproof import __version__, assess, sla
 from ledgerproof.assess import GeneratorFacts, HarnessFacts, ReconciliationFacts
 from ledgerproof.client import REQUEST_TIMEOUT_S, NotSeeded, Player, monotonic_clock
 from ledgerproof.collect import NotCollected, NotDrained, drain, snapshot
+from ledgerproof.drift import Drift, NotPlanted, PlannedDrift, plan_drift
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
 from ledgerproof.grpc_wire import GrpcWire
 from ledgerproof.machine import commit, describe_machine
@@ -68,12 +70,25 @@ LEAD_S: Final = 0.5
 SHOW_EVERY_S: Final = 0.5
 RECONCILE_EVERY_S: Final = 15.0
 """A run is short: the reconciler passes over what is new more often, so that it does so during the faults too."""
+RECONCILE_SHARE: Final = 0.25
+"""And in a run that is shorter still, once in so much of its load, so that the planted drift is found in time."""
+RECONCILE_LEAST_S: Final = 3.0
 PASSES_READ_MAX: Final = 2_000
 FINDINGS_READ_MAX: Final = 2_000
 EXAMPLES_MAX: Final = 5
 PROBE_EVERY_S: Final = 0.15
 MIN_FREE_BYTES: Final = 500_000_000
 """Free space on the disk of the run folder; a default run writes about 100 MB there."""
+REQUIRED_SOMETIMES: Final = (
+    "a retry replayed",
+    "same key raced on two API processes",
+    "same key with another body refused",
+    "funds refused under contention",
+    "a settled match was settled again",
+)
+"""What the workload does by itself, again and again: a run of REQUIRED_FROM_BETS or more without one of these went
+wrong. What depends on the moment is asked of a campaign of runs (`ledgerproof sometimes`)."""
+REQUIRED_FROM_BETS: Final = 10_000
 OPERATIONS: Final = (
     "deposit",
     "withdraw",
@@ -233,7 +248,7 @@ def _start_stack(options: Options, recording: Recording, progress: Progress) -> 
         apis=options.apis,
         base_port=options.base_port,
         keep=options.keep,
-        settings={"reconcile_every_s": RECONCILE_EVERY_S},
+        settings={"reconcile_every_s": reconcile_every_s(options.duration_s)},
     )
     title = f"Starting {options.servers} Postgres servers, Kafka, Redis and the service"
     try:
@@ -251,6 +266,11 @@ def _start_stack(options: Options, recording: Recording, progress: Progress) -> 
     return stack
 
 
+def reconcile_every_s(duration_s: float) -> float:
+    """Return how often the reconciler passes over what is new in a run with a load of `duration_s`."""
+    return min(RECONCILE_EVERY_S, max(RECONCILE_LEAST_S, RECONCILE_SHARE * duration_s))
+
+
 def _run(job: Job) -> None:
     """Do everything that needs the stack; whatever goes wrong becomes part of the verdict."""
     recording = job.recording
@@ -259,7 +279,7 @@ def _run(job: Job) -> None:
         uvloop.run(_on_loop(job))
     except (KeyboardInterrupt, Interrupted):
         recording.aborted("stopped by the user")
-    except (NotSeeded, NotCollected, StackError) as error:
+    except (NotSeeded, NotPlanted, NotCollected, StackError) as error:
         log.exception("the run cannot go on")
         recording.invalid(str(error))
     except RecordingError as error:
@@ -288,9 +308,13 @@ def _write_config(job: Job) -> None:
     service = msgspec.to_builtins(job.config)
     for secret in ("passwords", "redis_password", "token_key"):
         service.pop(secret)
+    bets = job.options.rate * job.options.duration_s
     recording.facts.config = {
         **recording.facts.config,
+        "evidence": EVIDENCE,
+        "origin_unix": recording.origin_unix,
         "operations": list(OPERATIONS),
+        "required_sometimes": list(REQUIRED_SOMETIMES) if bets >= REQUIRED_FROM_BETS else [],
         "service": service,
     }
     text = msgspec.json.format(msgspec.json.encode(recording.facts.config), indent=2)
@@ -330,22 +354,35 @@ async def _load_and_collect(job: Job) -> None:
         grpc_wires=grpc_wires,
     )
     sampler = _sampler(job, player)
+    drift = _drift(job)
+    watching: asyncio.Task[None] | None = None
     try:
         recording.timeline.phase("seed")
         with timed(recording.facts, "seed_s"), job.progress.step(f"Opening {len(job.schedule.seed_deposits)} wallets"):
             await player.seed()
+            await player.open(drift.deposit(job.options.seed))
+            await drift.plant()
+        watching = asyncio.create_task(drift.run(), name="drift")
         # From here until all is drained, so that backlogs are seen to come down.
         sampler.start()
         with timed(recording.facts, "load_s"):
             await _load(job, player, sampler)
         with timed(recording.facts, "drain_s"):
             await _bring_to_rest(job, player)
+            with job.progress.step("Waiting for the reconciler to report the planted drift") as step:
+                await watching
+                step.detail = "not reported" if drift.reported_s is None else f"seen at {drift.reported_s:.0f} s"
+        if drift.problem is not None:
+            recording.invalid(f"the planted drift could not be repaired: {drift.problem}")
         sampler.stop()
         if sampler.failure is not None:
             recording.timeline.note(f"sampling ended early: {sampler.failure}")
-        await _collect(job, player)
+        await _collect(job, player, drift.planned)
     finally:
         sampler.stop()
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         await player.stop()
         for wire in wires:
             wire.close()
@@ -353,6 +390,14 @@ async def _load_and_collect(job: Job) -> None:
 
 
 # -- load ----------------------------------------------------------------------------------------------
+
+
+def _drift(job: Job) -> Drift:
+    """Return the drift that this run plants, not planted yet."""
+    move = plan_move(job.options.seed, job.schedule.duration_s, job.config.routing, len(job.config.servers))
+    broken = frozenset(fault.node for fault in job.planned)
+    planned = plan_drift(job.options.seed, job.config, moved_shard=None if move is None else move.shard, broken=broken)
+    return Drift(job.config, job.stack.superuser, job.recording.timeline, job.recording.clock, planned)
 
 
 def _sampler(job: Job, player: Player) -> Sampler:
@@ -363,6 +408,8 @@ def _sampler(job: Job, player: Player) -> Sampler:
     sampler = Sampler(job.recording.series, job.recording.clock, ports, stack.status)
     sampler.watch("generator_lag_ms", lambda: player.last_lag_s * 1000)
     sampler.watch("in_flight", lambda: float(player.in_flight))
+    clock, origin_unix = job.recording.clock, job.recording.origin_unix
+    sampler.watch(WALL_CLOCK_DRIFT, lambda: time.time() - origin_unix - clock())
     return sampler
 
 
@@ -478,7 +525,7 @@ async def _bring_to_rest(job: Job, player: Player) -> None:
     recording.facts.drained = await _drained(job, player, DRAIN_TIMEOUT_S)
 
 
-async def _collect(job: Job, player: Player) -> None:
+async def _collect(job: Job, player: Player, planted: PlannedDrift) -> None:
     """Copy what the service holds, send half of the unknown keys again, and copy once more."""
     config, recording, progress = job.config, job.recording, job.progress
     facts = recording.facts
@@ -498,13 +545,15 @@ async def _collect(job: Job, player: Player) -> None:
         sizes = await snapshot(config, second, step.show, first)
         step.detail = f"{sizes['ledger']} ledger rows"
     with timed(facts, "reconcile_s"), progress.step("Asking the reconciler") as step:
-        facts.reconciliation = await _reconciled(config, step, at_rest=facts.drained)
+        facts.reconciliation = await _reconciled(config, step, planted.user, at_rest=facts.drained)
     facts.sizes = {f"{table}_rows": rows for table, rows in sizes.items()}
     facts.sizes["history_rows"] = recording.recorder.appended_rows
 
 
-async def _reconciled(config: ServiceConfig, step: Step, *, at_rest: bool) -> ReconciliationFacts:
+async def _reconciled(config: ServiceConfig, step: Step, planted: int, *, at_rest: bool) -> ReconciliationFacts:
     """Run a full pass of the service's own reconciler and return what it and all earlier passes found.
+
+    Findings about the wallet `planted` are those of the planted drift, which are the checker's to judge (A35).
 
     Of a service that does not come to rest only the earlier passes are asked: they may say why, for findings pause
     payouts.
@@ -517,6 +566,9 @@ async def _reconciled(config: ServiceConfig, step: Step, *, at_rest: bool) -> Re
         for index, server in enumerate(config.servers):
             said.passes += len(await operations.runs_of(config, index, PASSES_READ_MAX))
             for row in await operations.findings_of(config, index, None, FINDINGS_READ_MAX):
+                if row["user_id"] == planted:
+                    said.planted += 1
+                    continue
                 said.findings[row["code"]] = said.findings.get(row["code"], 0) + 1
                 if len(said.examples) < EXAMPLES_MAX:
                     where = (
@@ -559,9 +611,10 @@ async def _resolve(job: Job, player: Player) -> None:
     run = await asyncio.to_thread(load_run, recording.folder)
     resolved = run.first_resolution
     chosen = fates.choose_retries(resolved, recording.facts.seed)
-    keys = [key for key in chosen["key"].to_list() if key in player.unknown]
+    asked = zip(chosen["family"].to_list(), chosen["user"].to_list(), chosen["key"].to_list(), strict=True)
+    identities = [identity for identity in asked if identity in player.unknown]
     with job.progress.step(f"Resolving {resolved.height} unknown outcomes") as step:
-        results = await player.retry_unknown(keys)
+        results = await player.retry_unknown(identities)
         replayed = sum(bool(result.answer.replayed) for _, result in results)
         step.detail = f"{len(results)} sent again, {replayed} of them replayed"
 

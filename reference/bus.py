@@ -375,6 +375,7 @@ class Consumer:
 
     def _begin(self, starts: Mapping[Place, int]) -> None:
         self.assignments += 1
+        metrics.KAFKA_ASSIGNMENTS.labels(self.group).inc()
         for place, start in starts.items():
             self._partitions[place] = _Partition(next_offset=start, committed=start)
 

@@ -19,6 +19,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from reference import metrics
 from reference.bus import Consumer, Message, Poison
 from reference.commands import MAX_AMOUNT_MINOR, MAX_ODDS, MAX_USER_ID, MIN_ODDS, TOPIC_OF, EventType, MatchState, Side
 from reference.config import ServiceConfig
@@ -447,6 +448,7 @@ class Matcher:
             if isinstance(error, DRIVER_ERRORS):
                 raise meaning_of(error) from error
             raise
+        metrics.EVENTS_REPEATED.labels(GROUP).inc(result.redelivered)
         if result.unknown:
             bet, message = result.unknown[0].bet, result.unknown[0].message
             assert message is not None, "arrival_of keeps the message"

@@ -153,6 +153,7 @@ class Projector:
             )
             rows = list(heads.values())
             if len(changed) < len(heads):
+                metrics.EVENTS_REPEATED.labels(GROUP).inc(len(heads) - len(changed))
                 # Delivered again, or overtaken: what the projection holds by now is what has to be told.
                 rows = await self._projections(server, heads)
             await self._cache_rows(server, epoch, rows, since)

@@ -55,8 +55,10 @@ def a11_projection(run: Run) -> Found:
 
     A projection row must exist for every wallet with entries. Its balance, and that of a cached value, must
     be the ledger's at the very seq it names; a seq the ledger does not have is ahead of it. A missing cache
-    value is no fault, and a projection that is merely behind after the drain is A26.
+    value is no fault, and a projection that is merely behind after the drain is A26. The wallet in which the run itself
+    planted a drift is left out: that one is A35's and V03's.
     """
+    planted = run.drifts.select(pl.col("user").alias("user_id")).drop_nulls()
     entries = run.entries.select("user_id", "seq", "balance_snapshot").unique(["user_id", "seq"], keep="first")
     total = NOTHING
     sources = {
@@ -65,7 +67,8 @@ def a11_projection(run: Run) -> Found:
         BALANCE_TOPIC: run.balance_updates.select("user_id", "balance", "seq"),
     }
     for name, told in sources.items():
-        rows = told.join(entries, on=["user_id", "seq"], how="left").rename({"user_id": "user"})
+        own = told.join(planted, on="user_id", how="anti")
+        rows = own.join(entries, on=["user_id", "seq"], how="left").rename({"user_id": "user"})
         empty = (pl.col("seq") == 0) & (pl.col("balance") == 0)
         wrong = rows.filter(pl.col("balance").ne_missing(pl.col("balance_snapshot")) & ~empty)
         total += found(
@@ -197,10 +200,11 @@ def a23_event_order(run: Run) -> Found:
 
 
 def a24_phantom_event(run: Run) -> Found:
-    """A24 phantom event: an event of something that was never committed.
+    """A24 phantom event: an event of something that was never committed, or earlier than its commit.
 
     A Kafka record whose event id is in no outbox; an outbox event of a wallet without an entry at its user and
-    seq, or a second event for one entry; a fill, cancel or settlement event without its row.
+    seq, or a second event for one entry; a fill, cancel or settlement event without its row. A record that Kafka holds
+    from a moment before its outbox row was written.
     """
     outbox = run.table("outbox")
     strangers = run.events.join(outbox.select("event_id").unique(), on="event_id", how="anti")
@@ -228,7 +232,22 @@ def a24_phantom_event(run: Run) -> Found:
         twice.filter((pl.col("times") > 1) & pl.col("seq").is_not_null()).sort("user", "seq"),
         lambda row: f"seq {row['seq']} of user {row['user']} has {row['times']} events in the outbox",
     )
-    return first + second + third + _unfounded_book_events(run)
+    return first + second + third + _unfounded_book_events(run) + _too_early(run)
+
+
+def _too_early(run: Run) -> Found:
+    written = run.table("outbox").select("event_id", "created_at").drop_nulls()
+    rows = run.events.drop_nulls("timestamp").join(written, on="event_id", how="inner")
+    return found(
+        "A24",
+        rows.filter(pl.col("timestamp") < pl.col("created_at") - run.clock_slack_s)
+        .drop("key")
+        .rename({"user_id": "user"}),
+        lambda row: (
+            f"{row['topic']}[{row['partition']}] offset {row['offset']} holds event {row['event_id']} since"
+            f" {row['created_at'] - row['timestamp']:.3f} s before its outbox row was written"
+        ),
+    )
 
 
 def _unfounded_book_events(run: Run) -> Found:

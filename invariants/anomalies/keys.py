@@ -255,7 +255,7 @@ def a05_replay_diverges(run: Run) -> Found:
     - two acknowledgements with another seq, balance or bet id, or with two bodies;
     - an acknowledgement and a stored refusal, or two refusals with different reasons;
     - more than one acknowledgement that claims to be the original (`replayed` false), or a final retry of a
-      key the first snapshot already holds that does;
+      key (also of a cancel) the first snapshot already holds that does;
     - an acknowledgement whose seq or balance is not that of the key's entry, or whose body is not the one
       that was applied;
     - a 409 (other body) although no other body was ever sent under the key.
@@ -362,16 +362,19 @@ def _applied_another_body(run: Run) -> Found:
 def _original_claimed_late(run: Run) -> Found:
     if run.second is None:
         return Found()
-    held = as_keys(run.first.table("ledger")).select("user", "key", "seq")
+    entries = as_keys(run.first.table("ledger")).select(pl.lit("ledger").alias("family"), "user", "key", "seq")
+    cancels = as_keys(run.first.table("cancels")).filter(pl.col("outcome") == "ACCEPTED")
+    no_seq = pl.lit(None, dtype=pl.Int64).alias("seq")
+    held = pl.concat([entries, cancels.select(pl.lit("cancel").alias("family"), "user", "key", no_seq)])
     retried = run.attempts.filter(
         (pl.col("tag") == FINAL_RETRY)
-        & (pl.col("family") == "ledger")
+        & pl.col("family").is_in(["ledger", "cancel"])
         & (pl.col("cls") == "ok")
         & pl.col("replayed").eq_missing(False)
     )
     return found(
         "A05",
-        retried.drop("seq").join(held, on=["user", "key"], how="inner"),
+        retried.drop("seq").join(held, on=_NAMES, how="inner"),
         lambda row: (
             f"key {row['key']} of user {row['user']} was already applied (seq {row['seq']}), yet its retry at"
             f" {seconds(row['t_invoke'])} was answered as if it were the first"
