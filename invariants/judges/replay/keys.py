@@ -15,7 +15,7 @@ from invariants.judges.replay.case import (
     KeyName,
     Row,
     Story,
-    ledger_of,
+    rows_of,
     several,
 )
 from invariants.judges.replay.plain import distinct
@@ -244,7 +244,12 @@ def a05_replay_diverges(case: Case) -> Iterator[Finding]:
     """A05: two answers of a key contradict each other or its entry; or a 409 although there was no other body."""
     bets = bets_by_place(case)
     entries = _by_key(case)
-    before = {(r["user_id"], r["idempotent_key"]): r["seq"] for r in ledger_of(case.run.first)}
+    before = {("ledger", r["user_id"], r["idempotent_key"]) for r in rows_of(case.run.first, "ledger")}
+    before |= {
+        ("cancel", r["user_id"], r["idempotent_key"])
+        for r in rows_of(case.run.first, "cancels")
+        if r["outcome"] == "ACCEPTED"
+    }
     rows_of_cancels: dict[KeyName, list[Row]] = {}
     for row in case.table("cancels"):
         rows_of_cancels.setdefault(("cancel", row["user_id"], row["idempotent_key"]), []).append(row)
@@ -252,11 +257,11 @@ def a05_replay_diverges(case: Case) -> Iterator[Finding]:
         reasons: list[str] = []
         if story.family in ("ledger", "cancel"):
             reasons += _contradictions(story) + _wrongly_other(story)
+            if case.run.second is not None and story.name in before:
+                reasons += _late_originals(story)
         if story.family == "ledger":
             held = entries.get((story.user, story.key), [])
             reasons += _not_the_entry(story, held) + _mixed(story, held, bets)
-            if case.run.second is not None:
-                reasons += _late_originals(story, before)
         if story.family == "cancel" and story.fate == "MUST":
             first = min(story.oks, key=lambda a: (a.t_invoke, a.number))
             reasons += [
@@ -318,9 +323,7 @@ def _mixed(story: Story, entries: list[Entry], bets: dict[tuple[int, str | None]
     ]
 
 
-def _late_originals(story: Story, before: dict[tuple[int, str], int]) -> list[str]:
-    if story.user is None or story.key is None or (story.user, story.key) not in before:
-        return []
+def _late_originals(story: Story) -> list[str]:
     return [
         f"its retry at {a.t_invoke:.3f} s was answered as if it were the first; the first snapshot holds it"
         for a in story.oks
