@@ -122,8 +122,11 @@ class Run:
         series_rows: pl.DataFrame,
         first: Snapshot,
         second: Snapshot | None,
+        folder: Path | None = None,
     ) -> None:
         """Bundle the parts; `load_run` reads them from a run folder, tests give them directly."""
+        self.folder = folder
+        """Where the run is on disk; None for one that never was."""
         self.config = config
         self.recording = recording
         self.timeline = timeline_rows
@@ -305,6 +308,7 @@ def load_run(folder: Path) -> Run:
         series_rows=timeline.load_series(folder),
         first=Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT, evidence=config.evidence),
         second=Snapshot(SECOND_SNAPSHOT, second, evidence=config.evidence) if second.exists() else None,
+        folder=folder,
     )
 
 

@@ -239,6 +239,13 @@ class Snapshot:
             self._tables[name] = self._shaped(name, self._read(name))
         return self._tables[name]
 
+    def raw(self, name: str) -> Path | pl.DataFrame | None:
+        """Return where one table is, unread and unchecked: its file, its frame, or None without either."""
+        if name in self._raw:
+            return self._raw[name]
+        path = self._folder / f"{name}.parquet" if self._folder is not None else None
+        return path if path is not None and path.exists() else None
+
     def missing(self) -> list[str]:
         """Return one sentence for every table that cannot be read as `TABLES` says."""
         found: list[str] = []
@@ -282,15 +289,15 @@ class Snapshot:
         return frozenset(seen)
 
     def _read(self, name: str) -> pl.DataFrame:
-        if name in self._raw:
-            return self._raw[name]
-        path = self._folder / f"{name}.parquet" if self._folder is not None else None
-        if path is None or not path.exists():
+        source = self.raw(name)
+        if source is None:
             if name in ADDED_TABLES and self._evidence < EVIDENCE:
                 raise NotRecorded(f"{self.name} has no table {name}: the run is older than it")
             raise MissingEvidence(f"{self.name} has no table {name}")
+        if isinstance(source, pl.DataFrame):
+            return source
         try:
-            return pl.read_parquet(path)
+            return pl.read_parquet(source)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
 

@@ -5,6 +5,7 @@
 anything left behind).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from invariants.history import FINAL_RETRY
 from invariants.run import Run, load_run
 from invariants.snapshot import MissingEvidence
 from invariants.timeline import load_series, load_timeline
-from invariants.verdict import Judgement, Verdict, judge, worst
+from invariants.verdict import Judged, Judgement, Verdict, judge, worst
 from ledgerproof import __version__, sla
 from ledgerproof.options import NotARun
 from ledgerproof.sla import FaultRecord, Window
@@ -190,8 +191,11 @@ def saturation(measured: Measured, facts: HarnessFacts) -> str | None:
     return None
 
 
-def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
-    """Judge a run folder and return its verdict in the form of verdict.json."""
+def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = None) -> dict[str, Any]:
+    """Judge a run folder and return its verdict in the form of verdict.json.
+
+    `judges` are those asked besides the columns (names of `invariants.judges.JUDGES`); None: all.
+    """
     measured = measure(folder, facts)
     parts = [Verdict[name] for name in facts.parts]
     reasons = list(facts.reasons)
@@ -208,7 +212,8 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
             reasons.append(f"the run cannot be judged: {error}")
         else:
             waived = facts.plan.waived if facts.plan is not None else []
-            judgement = judge(run, {code: check for code, check in CHECKS.items() if code not in waived})
+            checks = {code: check for code, check in CHECKS.items() if code not in waived} if waived else None
+            judgement = judge(run, checks, judges)
             _add_judgement(judgement, facts, parts, reasons)
         if facts.plan is None and (problem := saturation(measured, facts)):
             parts.append(Verdict.INVALID)
@@ -252,6 +257,8 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "unresolved": judgement.unresolved if judgement else None,
         "sometimes": judgement.sometimes if judgement else {},
         "raw_duplicates": judgement.raw_duplicates if judgement else None,
+        "judges": [_judged(judged) for judged in judgement.judges] if judgement else [],
+        "disagreements": msgspec.to_builtins(judgement.disagreements) if judgement else [],
         "faults": [_fault(fault) for fault in measured.faults] if measured else [],
         "shard_moves": facts.shard_moves,
         "sla": table,
@@ -278,7 +285,7 @@ def _add_judgement(judgement: Judgement, facts: HarnessFacts, parts: list[Verdic
     ]
     if solid:
         parts.append(Verdict.INVARIANT_VIOLATED)
-    if any(judgement.anomalies.values()) or judgement.unchecked:
+    if judgement.reasons:
         parts.append(Verdict.INVALID)
         reasons.extend(f"{reason} (the service was not at rest)" for reason in judgement.reasons)
 
@@ -320,6 +327,15 @@ def _service_levels(
         reconciled=reconciled,
         events=events,
     )
+
+
+def _judged(judged: Judged) -> dict[str, Any]:
+    return {
+        "name": judged.name,
+        "codes": judged.codes,
+        "seconds": None if judged.seconds is None else round(judged.seconds, 2),
+        "skipped": judged.skipped,
+    }
 
 
 def _fault(fault: FaultRecord) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import polars as pl
 
 from invariants.run import Run
+from invariants.subjects import kept, subjects_of
 
 MAX_WITNESSES: Final = 20
 """Witnesses kept per code: enough to see a pattern, few enough to read."""
@@ -40,10 +41,16 @@ class Found:
 
     count: int = 0
     witnesses: list[Witness] = field(default_factory=list)
+    subjects: frozenset[str] = frozenset()
+    """What all of them are about (`invariants.subjects`), for comparison with what other judges find."""
 
     def __add__(self, other: "Found") -> "Found":
         """Return both findings together."""
-        return Found(self.count + other.count, (self.witnesses + other.witnesses)[:MAX_WITNESSES])
+        return Found(
+            self.count + other.count,
+            (self.witnesses + other.witnesses)[:MAX_WITNESSES],
+            kept(self.subjects | other.subjects),
+        )
 
 
 NOTHING: Final = Found()
@@ -71,7 +78,7 @@ def found(code: str, rows: pl.DataFrame, sentence: Callable[[Row], str]) -> Foun
         Witness(code, sentence(row), **{name: row.get(name) for name in PLACES})
         for row in rows.head(MAX_WITNESSES).iter_rows(named=True)
     ]
-    return Found(rows.height, witnesses)
+    return Found(rows.height, witnesses, subjects_of(code, rows))
 
 
 def as_keys(entries: pl.DataFrame) -> pl.DataFrame:

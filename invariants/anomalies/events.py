@@ -125,14 +125,16 @@ def a22_effect_repeated(run: Run) -> Found:
     total = NOTHING
     for name in ("event_id", "bet_id"):
         repeated = orders.group_by(name).agg(
-            pl.len().alias("times"), pl.col("user_id").first().alias("user"), pl.col("bet_id").first().alias("bet")
+            pl.len().alias("times"),
+            pl.col("event_id").n_unique().alias("events"),
+            pl.col("user_id").first().alias("user"),
+            pl.col("bet_id").first().alias("bet"),
         )
-        other = repeated.filter(pl.col("times") > 1)
-        if name == "bet_id" and total.count:
-            continue  # The same orders were already named by their event.
+        # Orders of one bet by one event are named by their event.
+        wrong = repeated.filter((pl.col("times") > 1) & ((pl.col("events") > 1) | pl.lit(name == "event_id")))
         total += found(
             "A22",
-            other.sort(name),
+            wrong.drop("events").sort(name),
             lambda row, by=name: f"{row['times']} orders have {by} {row[by]} (bet {row['bet']})",  # type: ignore[misc]
         )
     fills = run.table("fills")
@@ -146,6 +148,12 @@ def a22_effect_repeated(run: Run) -> Found:
             f"bets {row['back_bet_id']} and {row['lay_bet_id']} of match {row['match_id']} were filled against"
             f" each other {row['times']} times"
         ),
+    )
+    numbered = fills.group_by("match_id", "fill_no").agg(pl.len().alias("times"))
+    total += found(
+        "A22",
+        numbered.filter(pl.col("times") > 1).sort("match_id", "fill_no"),
+        lambda row: f"{row['times']} fills of match {row['match_id']} have the number {row['fill_no']}",
     )
     refunds = as_keys(run.system_entries).filter((pl.col("type") == "REFUND") & (pl.col("settlement_version") == 0))
     repeated = refunds.group_by("bet_id").agg(

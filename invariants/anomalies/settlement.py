@@ -175,8 +175,8 @@ def a28_paid_wrong(run: Run) -> Found:
     - Settled again: the difference between what the new ruling and the one before it give. More out of escrow is
       a PAYOUT (void: a REFUND), less is a DEBIT to ESCROW; less for the house is a REFUND from HOUSE, more a DEBIT
       to HOUSE. If the wallet holds less than it must give back, then a CREDIT from HOUSE of exactly what it lacks,
-      before that DEBIT; the next version that pays the bet more takes it back with its DEBIT to HOUSE, as far as
-      the payment goes.
+      before that DEBIT (a missing one takes the wallet below zero: A07); the next version that pays the bet more
+      takes it back with its DEBIT to HOUSE, as far as the payment goes.
 
     Payments of bets whose order never arrived are A26.
     """
@@ -339,12 +339,12 @@ def _right_corrections(
         all_of_it = pl.col("reserve") - pl.col("right_refund")
         return pl.when(pl.col(kind) == "VOID").then(all_of_it).otherwise(_left_over() + won)
 
-    def charged(result: str) -> pl.Expr:
-        return pl.when(_wins(result)).then(_charge(run)).otherwise(0)
+    def charged(kind: str, result: str) -> pl.Expr:
+        return pl.when((pl.col(kind) != "VOID") & _wins(result)).then(_charge(run)).otherwise(0)
 
     rows = ruled.with_columns(
         (out_of_escrow("kind", "result") - out_of_escrow("kind_before", "result_before")).alias("escrow"),
-        (charged("result") - charged("result_before")).alias("house"),
+        (charged("kind", "result") - charged("kind_before", "result_before")).alias("house"),
     ).filter((pl.col("escrow") != 0) | (pl.col("house") != 0))
     # What the house has advanced on a bet, and what the wallet held at that moment, only the ledger says.
     booked = run.system_entries.filter(pl.col("contra") == "HOUSE")
