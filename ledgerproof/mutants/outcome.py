@@ -27,6 +27,8 @@ class Outcome(msgspec.Struct):
     reasons: list[str] = []
     witnesses: list[Shown] = []
     """The first of each code."""
+    disagreements: list[str] = []
+    """What the judges say different things of."""
     imports: dict[str, str] = {}
     """Package → the folder it was imported from."""
     seconds: float = 0.0
@@ -92,7 +94,8 @@ def complaint(header: Header, outcome: Outcome, control: Outcome, alone: list[Al
     """Return why a planted bug counts as not killed, empty if it is.
 
     Killed means that exactly the right codes fired, each with a witness, that the run was called what the header
-    says for the reason it gives, and that the clean tree was silent under the same trigger.
+    says for the reason it gives, that the judges agree (unless one of them is the bug), and that the clean tree was
+    silent under the same trigger.
     """
     if control.error or not control.silent:
         return f"the clean tree is not silent under this trigger: {control.text}"
@@ -111,6 +114,8 @@ def complaint(header: Header, outcome: Outcome, control: Outcome, alone: list[Al
         return f"the run was called {outcome.verdict} and not {header.verdict}"
     if header.reason and not any(header.reason in reason for reason in outcome.reasons):
         return f"no reason says {header.reason!r}: {'; '.join(outcome.reasons)[:200]}"
+    if outcome.disagreements and header.layer != "harness":
+        return outcome.disagreements[0]
     unsafe = [one.shown for one in alone if not one.safe]
     if unsafe:
         return f"one safeguard alone does not keep the ledger safe: {unsafe[0]}"

@@ -71,6 +71,7 @@ def judge_folder(folder: Path) -> Outcome:
         unchecked=judgement.unchecked,
         reasons=clean,
         witnesses=list(first.values()),
+        disagreements=[difference.text for difference in judgement.disagreements],
     )
 
 
