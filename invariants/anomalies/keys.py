@@ -21,15 +21,21 @@ def _effects(run: Run) -> pl.DataFrame:
     """Return the keys that had an effect: family, user, key, seq (of the entry; null elsewhere)."""
     ledger = as_keys(run.client_entries).select(pl.lit("ledger").alias("family"), "user", "key", "seq")
     nowhere = pl.lit(None, dtype=pl.Int64).alias("seq")
-    cancels = (
-        run.table("cancels")
-        .filter((pl.col("outcome") == "ACCEPTED") & ~pl.col("idempotent_key").str.starts_with(ROLLBACK_PREFIX))
-        .select(
-            pl.lit("cancel").alias("family"),
-            pl.col("user_id").alias("user"),
-            pl.col("idempotent_key").alias("key"),
-            nowhere,
-        )
+    arrived = run.table("orders").select("bet_id").unique()
+    done = pl.concat(
+        [
+            run.table("cancels").filter(~pl.col("waiting")),
+            # One that waits for its bet has had no effect once the bet's order is there.
+            run.table("cancels").filter(pl.col("waiting")).join(arrived, on="bet_id", how="anti"),
+        ]
+    )
+    cancels = done.filter(
+        (pl.col("outcome") == "ACCEPTED") & ~pl.col("idempotent_key").str.starts_with(ROLLBACK_PREFIX)
+    ).select(
+        pl.lit("cancel").alias("family"),
+        pl.col("user_id").alias("user"),
+        pl.col("idempotent_key").alias("key"),
+        nowhere,
     )
     others = [rollbacks_done(run.final), states_reached(run.final)]
     return pl.concat([ledger, cancels, *(effects.with_columns(nowhere) for effects in others)])
@@ -38,9 +44,10 @@ def _effects(run: Run) -> pl.DataFrame:
 def a01_lost(run: Run) -> Found:
     """A01 lost: a key was acknowledged and its effect is not there.
 
-    deposit, withdraw, bet: no entry with the user and key. cancel: no accepted cancel with them. Match
-    commands: the match never entered the state that was acknowledged. Rollback: the bet's key holds neither a
-    cancel by the service nor a refusal; any refusal is enough, for then there is no bet to take back.
+    deposit, withdraw, bet: no entry with the user and key. cancel: no accepted cancel with them, or one that
+    still waits for its bet although the bet's order has arrived. Match commands: the match never entered the state
+    that was acknowledged. Rollback: the bet's key holds neither a cancel by the service nor a refusal; any refusal
+    is enough, for then there is no bet to take back.
     """
     told = run.fates.filter(pl.col("fate") == Fate.MUST.value)
     lost = told.join(_effects(run).select(_NAMES).unique(), on=_NAMES, how="anti", nulls_equal=True)

@@ -41,6 +41,12 @@ class Outcome(msgspec.Struct):
         return self.verdict == "PASS" and not (self.codes or self.unchecked or self.reasons or self.error)
 
     @property
+    def safe(self) -> bool:
+        """Whether the ledger is right: nothing was found, or the service stopped before it did anything wrong."""
+        stopped = self.verdict == "INVALID" and any("not drained" in reason for reason in self.reasons)
+        return self.silent or (stopped and self.error is None)
+
+    @property
     def text(self) -> str:
         """What was shown, in a few words."""
         if self.error:

@@ -72,7 +72,7 @@ class Runner:
         for half in header.halves:
             self._show(f"{header.id}, hunks {half} alone")
             shown = self.outcome(mutant, [mutant.hunks[number] for number in half])
-            alone.append(Alone(half, shown.text, shown.silent, round(shown.seconds, 1)))
+            alone.append(Alone(half, shown.text, shown.safe, round(shown.seconds, 1)))
         return row_of(header, outcome, control, alone)
 
     def control(self, trigger: str, tier: str) -> Outcome:

@@ -24,6 +24,10 @@ def refuse_step(w: World, op: str, match_id: str, outcome: str) -> None:
     w.complete(w.invoke(op, match_id=match_id, key=f"{op}-refused"), "fail", status=422, outcome=outcome)
 
 
+def cancel_waits_for_a_bet_that_has_come(w: World) -> None:
+    next(row for row in w.tables["cancels"] if row["idempotent_key"] == "cancel-1")["waiting"] = True
+
+
 # -- A08
 
 
@@ -305,6 +309,7 @@ def drift_is_reported_only_when_asked(w: World) -> None:
 
 
 LATER_BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
+    ("A01", cancel_waits_for_a_bet_that_has_come, "cancel-1", set()),
     ("A08", withdrawal_refused_though_the_funds_were_there, "rich", set()),
     ("A08", bet_refused_though_its_reserve_was_there, "rich", set()),
     ("A08", deposit_refused_for_lack_of_funds, "odd", set()),

@@ -49,8 +49,11 @@ def effects(case: Case) -> dict[KeyName, int | None]:
     found: dict[KeyName, int | None] = {}
     for entry in case.client_entries:
         found.setdefault(("ledger", entry.user, entry.key), entry.seq)
+    arrived = {row["bet_id"] for row in case.table("orders")}
     for row in case.table("cancels"):
-        if row["outcome"] != "ACCEPTED":
+        # One that still waits for its bet has had no effect once the bet's order is there.
+        undone = row["waiting"] is None or (row["waiting"] and row["bet_id"] is not None and row["bet_id"] in arrived)
+        if row["outcome"] != "ACCEPTED" or (undone and not row["idempotent_key"].startswith(ROLLBACK)):
             continue
         if row["idempotent_key"].startswith(ROLLBACK):
             found.setdefault(("rollback", row["user_id"], row["idempotent_key"].removeprefix(ROLLBACK)), None)

@@ -112,8 +112,10 @@ WINDOW places AS (PARTITION BY user_id ORDER BY seq, idempotent_key);
 CREATE TABLE effects AS
 SELECT 'ledger' AS family, wallet, key FROM entries WHERE NOT system
 UNION
+-- A cancel that still waits for its bet has had no effect once the bet's order is there.
 SELECT 'cancel', user_id, idempotent_key FROM cancels
 WHERE outcome = 'ACCEPTED' AND NOT starts_with(idempotent_key, 'ledger:rollback:')
+    AND waiting IS NOT NULL AND NOT (waiting AND bet_id IS NOT NULL AND bet_id IN (SELECT bet_id FROM orders))
 UNION
 SELECT 'rollback', user_id, substr(idempotent_key, length('ledger:rollback:') + 1) FROM cancels
 WHERE outcome = 'ACCEPTED' AND starts_with(idempotent_key, 'ledger:rollback:')

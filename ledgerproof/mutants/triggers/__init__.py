@@ -13,6 +13,7 @@ TRIGGERS: Final[dict[str, Trigger]] = {
     for function in (
         everyday.commands,
         everyday.matches,
+        everyday.bulk,
         everyday.open_book,
         everyday.acknowledgements,
         everyday.contended,

@@ -1,10 +1,11 @@
 """Scenarios without any fault: an afternoon with everything in it, an open book, and careful acknowledgements."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 from ledgerproof import workload
-from ledgerproof.mutants.floor import Floor
+from ledgerproof.mutants.floor import Floor, ScenarioFailed
 
 ANN, CYD, EVE, GUS = 7, 8, 33, 41
 """On the first server."""
@@ -92,6 +93,12 @@ async def bulks(f: Floor) -> None:
     await f.client.attempt_bulk(sent, 1, clock())
     twice = workload.withdraw(ANN, 77, f.key("bulk-twice"), "bulk")
     await f.client.attempt_bulk([twice, workload.deposit(ANN, 5, f.key("bulk"), "bulk"), twice], 0, clock())
+
+
+async def bulk(f: Floor) -> None:
+    """Nothing but bulks."""
+    await opened(f)
+    await bulks(f)
 
 
 async def settled_match(f: Floor) -> None:
@@ -191,7 +198,9 @@ async def reads(f: Floor) -> None:
         done = await f.deposit(user, 3)
         await f.read(user, min_seq=done.answer.seq, api=1)
         await f.read(user, strong=True)
-        await f.projected(user, done.answer.seq or 0, within_s=3.0)
+        # A planted bug may keep it back for good; then the reads are the more telling.
+        with contextlib.suppress(ScenarioFailed):
+            await f.projected(user, done.answer.seq or 0, within_s=3.0)
         await f.read(user, api=1)
         await f.read(user, min_seq=done.answer.seq)
         await f.send(workload.entries(user, 0))
