@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from honest_world import ANN, BOB, CYD, DEE, M_OPEN, ORIGIN_UNIX_S, World
+from honest_world import ANN, BOB, CYD, DEE, FAY, M_OPEN, ORIGIN_UNIX_S, World
 
 Bug = Callable[[World], None]
 LOST = "0190aaaa-0000-7000-8000-000000000001"
@@ -26,6 +26,15 @@ def refuse_step(w: World, op: str, match_id: str, outcome: str) -> None:
 
 def cancel_waits_for_a_bet_that_has_come(w: World) -> None:
     next(row for row in w.tables["cancels"] if row["idempotent_key"] == "cancel-1")["waiting"] = True
+
+
+def a_fill_passes_over_who_came_first(w: World) -> None:
+    """Let somebody else have rested at the odds of the first fill before the order that it took, and rest still."""
+    fill = w.tables["fills"][0]
+    taken = next(order for order in w.tables["orders"] if order["bet_id"] == fill["lay_bet_id"])
+    nothing = {"matched_stake": 0, "matched_liability": 0, "winnings": 0, "stake": 10, "reserve": 16}
+    who = {"bet_id": LOST, "user_id": FAY, "arrival": 0, "event_id": "created-first"}
+    w.tables["orders"].append(taken | nothing | who)
 
 
 # -- A08
@@ -309,6 +318,7 @@ def drift_is_reported_only_when_asked(w: World) -> None:
 
 
 LATER_BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
+    ("A28", a_fill_passes_over_who_came_first, None, set()),
     ("A01", cancel_waits_for_a_bet_that_has_come, "cancel-1", set()),
     ("A08", withdrawal_refused_though_the_funds_were_there, "rich", set()),
     ("A08", bet_refused_though_its_reserve_was_there, "rich", set()),

@@ -1,7 +1,10 @@
 """A13, A27, A28: stakes, fills and payments, worked out bet by bet with the rules of money stated once more."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from invariants.judges.replay.case import Case, Entry, Finding, Row, several
 from invariants.judges.replay.plain import distinct, up
@@ -83,6 +86,7 @@ def a28_paid_wrong(case: Case) -> Iterator[Finding]:
             text = f"bet {bet['bet_id']} of user {bet['user_id']} reserves {bet['reserve']}; the rule says {right}"
             yield Finding("A28", text, {"bet_id": bet["bet_id"], "user": bet["user_id"], "seq": bet["seq"]})
     yield from _wrong_fills(case)
+    yield from _passed_over(case)
     for bet in case.table("bets"):
         order = case.orders.get(bet["bet_id"])
         if order is not None:
@@ -111,6 +115,35 @@ def _wrong_fills(case: Case) -> Iterator[Finding]:
                 f" and {lay['odds']}",
                 {"match_id": fill["match_id"], "fill_no": fill["fill_no"], "user": fill["back_user"]},
             )
+
+
+def _passed_over(case: Case) -> Iterator[Finding]:
+    """Find the fills that passed over an order of another wallet that rested at the same odds for longer."""
+    fills = distinct(case.table("fills"), ("match_id", "fill_no"))
+    last: dict[str, int] = {}
+    for fill in fills:
+        for bet_id in (fill["back_bet_id"], fill["lay_bet_id"]):
+            last[bet_id] = max(last.get(bet_id, 0), fill["fill_no"])
+    levels: dict[tuple[Any, ...], list[tuple[Row, float]]] = defaultdict(list)
+    for order in case.orders.values():
+        left = order["stake"] > order["matched_stake"] + order["cancelled_stake"]
+        level = (order["match_id"], order["outcome"], order["side"], order["odds"])
+        levels[level].append((order, inf if left else last.get(order["bet_id"], 0)))
+    for fill in fills:
+        back, lay = case.orders.get(fill["back_bet_id"]), case.orders.get(fill["lay_bet_id"])
+        if back is None or lay is None:
+            continue  # A13.
+        resting, incoming = (back, lay) if back["arrival"] < lay["arrival"] else (lay, back)
+        for order, until in levels[resting["match_id"], resting["outcome"], resting["side"], resting["odds"]]:
+            earlier = order["arrival"] < resting["arrival"] and order["user_id"] != incoming["user_id"]
+            if earlier and until > fill["fill_no"]:
+                yield Finding(
+                    "A28",
+                    f"fill {fill['fill_no']} of match {fill['match_id']} took bet {resting['bet_id']}, and bet"
+                    f" {order['bet_id']} had waited longer at the same odds",
+                    {"match_id": fill["match_id"], "fill_no": fill["fill_no"], "user": fill["back_user"]},
+                )
+                break
 
 
 def right_refund(bet: Row, order: Row, sums: FillSums) -> int:

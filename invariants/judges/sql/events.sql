@@ -6,10 +6,15 @@ WITH told AS (
     UNION ALL SELECT user_id, balance, seq FROM redis
     UNION ALL SELECT user_id, balance, seq FROM kafka WHERE topic = (SELECT balance_topic FROM config)
 ),
+-- Where a seq is there twice (A10), its first entry counts.
+places AS (
+    SELECT wallet, seq, balance FROM entries
+    QUALIFY row_number() OVER (PARTITION BY wallet, seq ORDER BY key) = 1
+),
 contradicted AS (
     SELECT user_id FROM told t
     WHERE NOT (seq = 0 AND balance = 0) AND NOT EXISTS (
-        SELECT 1 FROM entries e WHERE e.wallet = t.user_id AND e.seq = t.seq AND e.balance = t.balance
+        SELECT 1 FROM places e WHERE e.wallet = t.user_id AND e.seq = t.seq AND e.balance = t.balance
     )
 ),
 absent AS (

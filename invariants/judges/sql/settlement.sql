@@ -81,6 +81,50 @@ unruly_fills AS (
         OR f.odds <> CASE WHEN back.arrival < lay.arrival THEN back.odds ELSE lay.odds END
         OR back.odds > lay.odds
 ),
+-- Among the orders that rest at the same odds the first trades first: `until` is the last fill before which an order
+-- still had stake to trade.
+first_fills AS (
+    SELECT * FROM fills QUALIFY row_number() OVER (PARTITION BY match_id, fill_no ORDER BY line) = 1
+),
+queue AS (
+    SELECT
+        o.bet_id, o.match_id, o.outcome, o.side, o.odds, o.arrival, o.user_id,
+        CASE
+            WHEN o.stake > o.matched_stake + o.cancelled_stake THEN 9223372036854775807 ELSE coalesce(l.fill_no, 0)
+        END AS until
+    FROM (SELECT * FROM orders QUALIFY row_number() OVER (PARTITION BY bet_id ORDER BY line) = 1) o
+    LEFT JOIN (
+        SELECT bet_id, max(fill_no) AS fill_no
+        FROM (
+            SELECT back_bet_id AS bet_id, fill_no FROM first_fills
+            UNION ALL
+            SELECT lay_bet_id, fill_no FROM first_fills
+        )
+        GROUP BY bet_id
+    ) l ON l.bet_id = o.bet_id
+),
+waiting AS (
+    SELECT
+        *, max(until) OVER (
+            PARTITION BY match_id, outcome, side, odds ORDER BY arrival
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS waited
+    FROM queue
+),
+suspects AS (
+    SELECT
+        f.match_id, f.fill_no, r.match_id AS level_match, r.outcome, r.side, r.odds, r.arrival,
+        CASE WHEN back.arrival < lay.arrival THEN lay.user_id ELSE back.user_id END AS incoming
+    FROM first_fills f JOIN queue back ON back.bet_id = f.back_bet_id JOIN queue lay ON lay.bet_id = f.lay_bet_id
+    JOIN waiting r ON r.bet_id = CASE WHEN back.arrival < lay.arrival THEN back.bet_id ELSE lay.bet_id END
+    WHERE r.waited > f.fill_no
+),
+passed_over AS (
+    SELECT DISTINCT s.match_id, s.fill_no
+    FROM suspects s JOIN queue q
+        ON q.match_id = s.level_match AND q.outcome = s.outcome AND q.side = s.side AND q.odds = s.odds
+    WHERE q.arrival < s.arrival AND q.until > s.fill_no AND q.user_id <> s.incoming
+),
 unruly_cancels AS (
     SELECT bet_id FROM judged_bets
     WHERE cancel_refund <> returned OR (cancelled_stake > 0 AND cancelled_stake <> stake - fill_stake)
@@ -145,7 +189,7 @@ mispaid AS (
     WHERE d.amount IS DISTINCT FROM p.amount
 )
 SELECT 'bet_id ' || said(bet_id) AS subject FROM (FROM unruly_reserves UNION ALL FROM unruly_cancels)
-UNION ALL SELECT fill_at(match_id, fill_no) FROM unruly_fills
+UNION ALL SELECT fill_at(match_id, fill_no) FROM (FROM unruly_fills UNION FROM passed_over)
 UNION ALL SELECT payment_at(bet_id, type, contra, version) FROM mispaid
 
 -- name: A29
