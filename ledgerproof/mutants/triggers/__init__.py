@@ -17,6 +17,7 @@ TRIGGERS: Final[dict[str, Trigger]] = {
         everyday.open_book,
         everyday.acknowledgements,
         everyday.contended,
+        everyday.beyond_funds,
         everyday.late_bets,
         everyday.resettle_again,
         everyday.late_cancel,

@@ -250,6 +250,14 @@ async def contended(f: Floor) -> None:
     await f.read(ANN, strong=True)
 
 
+async def beyond_funds(f: Floor) -> None:
+    """Ask for more than there is, several times at once."""
+    await opened(f)
+    for user in (142, 207):
+        await f.deposit(user, 3_000)
+        await asyncio.gather(*(f.withdraw(user, 2_000, api=number % 2) for number in range(3)))
+
+
 async def late_bets(f: Floor) -> None:
     """Bet on a match that every process knows to be closed, before and after it is settled."""
     await opened(f)
