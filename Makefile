@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check up down load chaos sim bench timings report clean lock
+.PHONY: help setup prove test check up down load chaos mutants sim bench timings report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -38,6 +38,9 @@ load: setup ## The proof under load alone: no fault is injected
 
 chaos: setup ## The proof with the standard faults (kill a server, kill a worker, pause Redis)
 	@$(BIN)/ledgerproof prove --faults standard $(ARGS)
+
+mutants: setup ## Plant every known bug, show that each is noticed, and store the matrix (an hour on 2 cores)
+	@$(BIN)/ledgerproof mutants --write $(ARGS)
 
 sim: setup ## Predict capacity by simulation, for service times you type
 	@$(BIN)/ledgerproof sim $(ARGS)

@@ -31,6 +31,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "balance_snapshot": _INT,
         "idempotent_key": _STR,
         "created_at": _TIME,
+        "xact": _INT,
     },
     "bets": {
         "server": _STR,
@@ -52,6 +53,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "user_id": _INT,
         "idempotent_key": _STR,
         "outcome": _STR,
+        "created_at": _TIME,
     },
     "outbox": {
         "server": _STR,
@@ -65,6 +67,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "amount": _INT,
         "balance": _INT,
         "published_to_kafka": _BOOL,
+        "created_at": _TIME,
     },
     "kafka": {
         "topic": _STR,
@@ -78,6 +81,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "amount": _INT,
         "balance": _INT,
         "payload": _STR,
+        "timestamp": _TIME,
     },
     "projection": {"server": _STR, "shard": _INT, "user_id": _INT, "balance": _INT, "seq": _INT},
     "redis": {"user_id": _INT, "balance": _INT, "seq": _INT},
@@ -88,6 +92,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "settlement_version": _INT,
         "result": _STR,
         "closes_at": _TIME,
+        "outcomes": _STR,
     },
     "transitions": {
         "server": _STR,
@@ -135,7 +140,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "winnings": _INT,
         "filled_at": _TIME,
     },
-    "routes": {"server": _STR, "shard": _INT, "server_name": _STR, "epoch": _INT, "here": _BOOL},
+    "routes": {"server": _STR, "shard": _INT, "server_name": _STR, "epoch": _INT, "here": _BOOL, "changed_at": _TIME},
     "cancels": {
         "server": _STR,
         "user_id": _INT,
@@ -155,8 +160,41 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "result": _STR,
         "state": _STR,
     },
+    "reconciliations": {
+        "server": _STR,
+        "run_id": _STR,
+        "kind": _STR,
+        "requested_by": _STR,
+        "state": _STR,
+        "started_at": _TIME,
+        "finished_at": _TIME,
+        "code": _STR,
+        "user_id": _INT,
+        "seq": _INT,
+        "expected": _STR,
+        "found": _STR,
+    },
 }
-"""The columns the checker reads of every table; a snapshot may hold more."""
+"""The columns the checker reads of every table; a snapshot may hold more.
+
+`ledger.xact` is the id of the database transaction that wrote the row on this server. `reconciliations` has a
+row for each finding of each pass of the service's own reconciler, and one without a code for a pass without any."""
+
+EVIDENCE: Final = 2
+"""The evidence that runs record now; a run says which it was recorded with (config.json), 1 if it does not."""
+
+ADDED_COLUMNS: Final[dict[str, frozenset[str]]] = {
+    "ledger": frozenset({"xact"}),
+    "refusals": frozenset({"created_at"}),
+    "outbox": frozenset({"created_at"}),
+    "kafka": frozenset({"timestamp"}),
+    "matches": frozenset({"outcomes"}),
+    "routes": frozenset({"changed_at"}),
+}
+"""Columns that snapshots of evidence 1 need not have; they read as null there."""
+
+ADDED_TABLES: Final = frozenset({"reconciliations"})
+"""Tables that snapshots of evidence 1 need not have."""
 
 SERVERS_READ: Final = "servers.json"
 """Optional file of a snapshot: a JSON list of the servers that were read. It lets the checker tell a server
@@ -167,21 +205,46 @@ class MissingEvidence(Exception):
     """A check needs a table or column that the snapshot does not hold; the message names it."""
 
 
+class NotRecorded(MissingEvidence):
+    """A check needs what was not recorded yet when the run was made: it is too old for this code, and not damaged."""
+
+
 class Snapshot:
     """The tables of one snapshot; `table` gives each in the form of `TABLES`."""
 
-    def __init__(self, name: str, folder: Path | None, frames: Mapping[str, pl.DataFrame] | None = None) -> None:
-        """Read from `folder` on demand, or from `frames` where those are given."""
+    def __init__(
+        self,
+        name: str,
+        folder: Path | None,
+        frames: Mapping[str, pl.DataFrame] | None = None,
+        *,
+        evidence: int = 1,
+    ) -> None:
+        """Read from `folder` on demand, or from `frames` where those are given.
+
+        `evidence` says what must be there: of 1 only what was recorded from the first.
+        """
         self.name = name
+        self._evidence = evidence
         self._folder = folder
         self._raw: dict[str, pl.DataFrame] = dict(frames or {})
         self._tables: dict[str, pl.DataFrame] = {}
 
     def table(self, name: str) -> pl.DataFrame:
-        """Return one table. Raises MissingEvidence when it is absent, unreadable or lacks a column."""
+        """Return one table. Raises MissingEvidence when it is absent, unreadable or lacks a column.
+
+        NotRecorded, when the run is older than the table; columns that it is older than are null.
+        """
         if name not in self._tables:
             self._tables[name] = self._shaped(name, self._read(name))
         return self._tables[name]
+
+    def raw(self, name: str) -> Path | pl.DataFrame | None:
+        """Return where one table is, unread and unchecked: its file, its frame, or None without either."""
+        if name in self._raw:
+            return self._raw[name]
+        path = self._folder / f"{name}.parquet" if self._folder is not None else None
+        return path if path is not None and path.exists() else None
 
     def missing(self) -> list[str]:
         """Return one sentence for every table that cannot be read as `TABLES` says."""
@@ -189,9 +252,25 @@ class Snapshot:
         for name in TABLES:
             try:
                 self.table(name)
+            except NotRecorded:
+                continue
             except MissingEvidence as error:
                 found.append(str(error))
         return found
+
+    def lacking(self) -> frozenset[str]:
+        """Return what the run is older than, as `table` or `table.column`; damaged tables are not looked at."""
+        found: set[str] = set()
+        for name in {*ADDED_COLUMNS, *ADDED_TABLES}:
+            try:
+                there = self._read(name).columns
+            except NotRecorded:
+                found.add(name)
+            except MissingEvidence:
+                continue
+            else:
+                found |= {f"{name}.{column}" for column in ADDED_COLUMNS.get(name, ()) if there and column not in there}
+        return frozenset(found)
 
     @property
     def lists_servers(self) -> bool:
@@ -205,18 +284,20 @@ class Snapshot:
             return frozenset(msgspec.json.decode(listed, type=list[str]))
         seen: set[str] = set()
         for name, columns in TABLES.items():
-            if "server" in columns:
+            if "server" in columns and name not in ADDED_TABLES:
                 seen.update(self.table(name)["server"].drop_nulls().unique().to_list())
         return frozenset(seen)
 
     def _read(self, name: str) -> pl.DataFrame:
-        if name in self._raw:
-            return self._raw[name]
-        path = self._folder / f"{name}.parquet" if self._folder is not None else None
-        if path is None or not path.exists():
+        source = self.raw(name)
+        if source is None:
+            if name in ADDED_TABLES and self._evidence < EVIDENCE:
+                raise NotRecorded(f"{self.name} has no table {name}: the run is older than it")
             raise MissingEvidence(f"{self.name} has no table {name}")
+        if isinstance(source, pl.DataFrame):
+            return source
         try:
-            return pl.read_parquet(path)
+            return pl.read_parquet(source)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
 
@@ -225,6 +306,10 @@ class Snapshot:
         if frame.is_empty() and not frame.columns:
             return pl.DataFrame(schema=schema)
         absent = [column for column in schema if column not in frame.columns]
+        if self._evidence < EVIDENCE:
+            later = [column for column in absent if column in ADDED_COLUMNS.get(name, ())]
+            frame = frame.with_columns(pl.lit(None, dtype=schema[column]).alias(column) for column in later)
+            absent = [column for column in absent if column not in later]
         if absent:
             raise MissingEvidence(f"{self.name} table {name} lacks the columns {', '.join(absent)}")
         try:

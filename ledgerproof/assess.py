@@ -5,6 +5,7 @@
 anything left behind).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from invariants.history import FINAL_RETRY
 from invariants.run import Run, load_run
 from invariants.snapshot import MissingEvidence
 from invariants.timeline import load_series, load_timeline
-from invariants.verdict import Judgement, Verdict, judge, worst
+from invariants.verdict import Judged, Judgement, Verdict, judge, worst
 from ledgerproof import __version__, sla
 from ledgerproof.options import NotARun
 from ledgerproof.sla import FaultRecord, Window
@@ -56,9 +57,19 @@ class ReconciliationFacts(msgspec.Struct):
     """Passes of the whole run, on all servers, the full one after the drain among them."""
     findings: dict[str, int] = {}
     """Stored findings of all passes, by code."""
+    planted: int = 0
+    """Findings about the wallet in which the run itself planted a drift; they are in none of the others."""
     examples: list[str] = []
     problems: list[str] = []
     """Why the full pass after the drain did not see everything."""
+
+
+class PlanFacts(msgspec.Struct):
+    """What a run of a plan is held to, and what it did not do as planned."""
+
+    title: str
+    waived: list[str] = []
+    """Codes that this plan is not held to: what only a campaign can show."""
 
 
 class HarnessFacts(msgspec.Struct):
@@ -89,6 +100,8 @@ class HarnessFacts(msgspec.Struct):
     sizes: dict[str, int] = {}
     timings: dict[str, float] = {}
     residue: list[str] = []
+    plan: PlanFacts | None = None
+    """None: the run offered a load. A plan offers none, so it has no rate to hold and no service level to meet."""
     reconciliation: ReconciliationFacts | None = None
     """None: the reconciler was not asked, because the run ended before."""
 
@@ -178,8 +191,11 @@ def saturation(measured: Measured, facts: HarnessFacts) -> str | None:
     return None
 
 
-def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
-    """Judge a run folder and return its verdict in the form of verdict.json."""
+def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = None) -> dict[str, Any]:
+    """Judge a run folder and return its verdict in the form of verdict.json.
+
+    `judges` are those asked besides the columns (names of `invariants.judges.JUDGES`); None: all.
+    """
     measured = measure(folder, facts)
     parts = [Verdict[name] for name in facts.parts]
     reasons = list(facts.reasons)
@@ -195,15 +211,18 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
             parts.append(Verdict.INVALID)
             reasons.append(f"the run cannot be judged: {error}")
         else:
-            judgement = judge(run)
+            waived = facts.plan.waived if facts.plan is not None else []
+            checks = {code: check for code, check in CHECKS.items() if code not in waived} if waived else None
+            judgement = judge(run, checks, judges)
             _add_judgement(judgement, facts, parts, reasons)
-        if problem := saturation(measured, facts):
+        if facts.plan is None and (problem := saturation(measured, facts)):
             parts.append(Verdict.INVALID)
             reasons.append(problem)
     if facts.reconciliation is not None:
         _add_reconciliation(facts.reconciliation, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
-    table = _service_levels(measured, judgement, run, facts) if measured and Verdict.ABORTED not in parts else []
+    levels = measured is not None and facts.plan is None and Verdict.ABORTED not in parts
+    table = _service_levels(measured, judgement, run, facts) if measured and levels else []
     missed = [row["metric"] for row in table if row["met"] is False]
     if missed:
         parts.append(Verdict.SLA_MISSED)
@@ -238,10 +257,13 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "unresolved": judgement.unresolved if judgement else None,
         "sometimes": judgement.sometimes if judgement else {},
         "raw_duplicates": judgement.raw_duplicates if judgement else None,
+        "judges": [_judged(judged) for judged in judgement.judges] if judgement else [],
+        "disagreements": msgspec.to_builtins(judgement.disagreements) if judgement else [],
         "faults": [_fault(fault) for fault in measured.faults] if measured else [],
         "shard_moves": facts.shard_moves,
         "sla": table,
         "operations": sla.operations(measured.attempts) if measured else [],
+        "plan": msgspec.to_builtins(facts.plan),
         "generator": msgspec.to_builtins(facts.generator),
         "reconciliation": msgspec.to_builtins(facts.reconciliation),
         "sizes": facts.sizes,
@@ -263,7 +285,7 @@ def _add_judgement(judgement: Judgement, facts: HarnessFacts, parts: list[Verdic
     ]
     if solid:
         parts.append(Verdict.INVARIANT_VIOLATED)
-    if any(judgement.anomalies.values()) or judgement.unchecked:
+    if judgement.reasons:
         parts.append(Verdict.INVALID)
         reasons.extend(f"{reason} (the service was not at rest)" for reason in judgement.reasons)
 
@@ -305,6 +327,15 @@ def _service_levels(
         reconciled=reconciled,
         events=events,
     )
+
+
+def _judged(judged: Judged) -> dict[str, Any]:
+    return {
+        "name": judged.name,
+        "codes": judged.codes,
+        "seconds": None if judged.seconds is None else round(judged.seconds, 2),
+        "skipped": judged.skipped,
+    }
 
 
 def _fault(fault: FaultRecord) -> dict[str, Any]:

@@ -26,9 +26,13 @@ from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.failpoints_command import failpoints_group
+from ledgerproof.judge_command import judge_command
+from ledgerproof.mutants.command import mutants_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.output import check_writable, print_json, print_table
+from ledgerproof.plan_command import replay_plan_command
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
@@ -217,11 +221,16 @@ def prove_command(
     default=None,
     help="First of the stack's ports; free ones if left out.",
 )
+@click.option(
+    "--failpoints", is_flag=True, help="Let `ledgerproof failpoints` make its processes fail at named points."
+)
 @json_flag
-def up_command(*, servers: int, apis: int, name: str | None, base_port: int | None, as_json: bool) -> int:
+def up_command(
+    *, servers: int, apis: int, name: str | None, base_port: int | None, failpoints: bool, as_json: bool
+) -> int:
     """Start a stack with the service and leave it running."""
     progress = Progress()
-    spec = StackSpec(servers=servers, apis=apis, base_port=base_port, keep=True)
+    spec = StackSpec(servers=servers, apis=apis, base_port=base_port, keep=True, failpoints=failpoints)
     title = f"Starting {servers} Postgres servers, Kafka, Redis and the service"
     with progress.step(title) as step:
         stack = Stack.start(spec, DEFAULT_ROOT, name, step.show)
@@ -389,16 +398,23 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
 @cli.command("check", epilog=EXIT_CODES)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--write", is_flag=True, help="Replace the folder's verdict.json and report.html by the new judgement.")
+@click.option(
+    "--judges",
+    "judges",
+    metavar="NAMES",
+    help="Judges that must agree, separated by commas: columns and any of sql and replay. All of them if left out.",
+)
 @json_flag
-def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
+def check_command(*, run: Path | None, write: bool, judges: str | None, as_json: bool) -> int:
     """Judge the stored run folder RUN (the newest run if left out) again, from its evidence alone."""
     from ledgerproof.assess import assess, read_facts, write_verdict  # noqa: PLC0415 - slow to import
     from reports.render import render  # noqa: PLC0415 - slow to import
 
+    asked = None if judges is None else _other_judges(judges)
     folder = _run_folder(run)
     progress = Progress()
     with progress.step(f"Checking {folder}") as step:
-        verdict = assess(folder, read_facts(folder))
+        verdict = assess(folder, read_facts(folder), asked)
         step.detail = f"{len(verdict['anomalies'])} rules"
     if write:
         write_verdict(folder, verdict)
@@ -410,15 +426,33 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
     return int(verdict["exit_code"])
 
 
+def _other_judges(text: str) -> list[str]:
+    """Return the judges of a list of names besides the columns. Raises click.UsageError for names there are not."""
+    from invariants.judges import COLUMNS, JUDGES  # noqa: PLC0415 - slow to import
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name != COLUMNS and name not in JUDGES]
+    if unknown:
+        raise click.UsageError(f"no such judge: {', '.join(unknown)}; there are {', '.join([COLUMNS, *JUDGES])}")
+    if COLUMNS not in names:
+        raise click.UsageError(f"--judges must name {COLUMNS}: it gives the counts and witnesses")
+    return [name for name in names if name != COLUMNS]
+
+
+cli.add_command(judge_command)
 cli.add_command(sim_command)
 cli.add_command(shards_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
 cli.add_command(bench_command)
 cli.add_command(trace_command)
+cli.add_command(mutants_command)
 cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
+cli.add_command(failpoints_group)
+replay_plan_command.epilog = EXIT_CODES
+cli.add_command(replay_plan_command)
 
 
 # -- output --------------------------------------------------------------------------------------------
@@ -442,6 +476,8 @@ def print_summary(verdict: dict[str, Any], folder: Path) -> None:
             f"{sum(verdict['anomalies'].values())} anomalies in {len(verdict['anomalies'])} checks, "
             f"{verdict['unresolved'] or 0} outcomes unresolved"
         )
+        for line in _judge_lines(verdict):
+            console.print(f"  {line}", markup=False)
         for fault in verdict["faults"]:
             console.print(f"  {_fault_line(fault)}", markup=False)
         for move in verdict.get("shard_moves", []):
@@ -464,6 +500,22 @@ def print_summary(verdict: dict[str, Any], folder: Path) -> None:
         print_table("", ["service level", "target", "measured", ""], rows)
     page = folder / REPORT_FILE
     console.print(f"report: {page if page.exists() else folder}", markup=False)
+
+
+def _judge_lines(verdict: dict[str, Any]) -> list[str]:
+    """Say who judged and whether they agreed, and who was not asked."""
+    asked = [judge for judge in verdict.get("judges", []) if judge["skipped"] is None]
+    lines = [
+        f"judge {judge['name']} not asked: {judge['skipped']}"
+        for judge in verdict.get("judges", [])
+        if judge["skipped"]
+    ]
+    if asked:
+        who = ", ".join(f"{judge['name']} ({len(judge['codes'])} codes)" for judge in asked)
+        differ = {item["code"] for item in verdict.get("disagreements", [])}
+        agreed = f"DISAGREE on {', '.join(sorted(differ))}" if differ else "agree" if len(asked) > 1 else "alone"
+        lines.insert(0, f"judges {agreed}: {who}")
+    return lines
 
 
 def _fault_line(fault: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from hypothesis import settings
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
 
-MARKED_FOLDERS = {"unit", "machine", "stack", "faults", "browser"}
+MARKED_FOLDERS = {"unit", "machine", "stack", "faults", "browser", "mutants"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

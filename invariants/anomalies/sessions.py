@@ -1,10 +1,10 @@
-"""A14, A15, A16, A18, A19: what clients saw, in real time and within their sessions."""
+"""A14–A20: what clients saw, in real time, within their sessions, and against one another."""
 
 from typing import Final
 
 import polars as pl
 
-from invariants.anomalies.common import Found, acknowledged, as_keys, found, highest_before, seconds
+from invariants.anomalies.common import NOTHING, Found, acknowledged, as_keys, found, highest_before, seconds
 from invariants.run import Run
 
 NOT_FOUND_STATUS: Final = 404
@@ -71,37 +71,200 @@ def a16_own_writes(run: Run) -> Found:
     )
 
 
-def a18_dishonest_flag(run: Run) -> Found:
-    """A18 dishonest flag: an unflagged answer names the ledger as its source and is behind the ledger.
+def a17_too_stale(run: Run) -> Found:
+    """A17 too stale: an unflagged balance is older than the bound (`stale_after_s`).
 
-    It misses an entry that was acknowledged before the read was sent; the ledger itself never does.
+    - It lacks an entry that was acknowledged more than the bound before the read was sent. Answers from the ledger are
+      A18's, answers below a `min_seq` A16's.
+    - Or it says itself (`as_of`) that what was committed more than the bound before the read was sent may be missing.
     """
-    strong = _reads(run).filter((pl.col("source") == "ledger") & _unflagged())
-    rows = highest_before(strong, acknowledged(run), by=["user"], at="t_invoke", moment="ack_s", value="seq")
-    return found(
+    own = (pl.col("source") == "ledger").fill_null(False) | (pl.col("seq") < pl.col("min_seq")).fill_null(False)
+    unflagged = _reads(run).filter(_unflagged() & ~own)
+    reads = unflagged.with_columns((pl.col("t_invoke") - run.config.stale_after_s).alias("horizon"))
+    rows = highest_before(reads, acknowledged(run), by=["user"], at="horizon", moment="ack_s", value="seq")
+    lacking = rows.filter(pl.col("highest") > pl.col("seq"))
+    first = found(
+        "A17",
+        lacking.sort("t_invoke"),
+        lambda row: (
+            f"a read of user {row['user']} at {seconds(row['t_invoke'])} answered seq {row['seq']} from"
+            f" {row['source']}, unflagged; seq {row['highest']} had been acknowledged before {seconds(row['horizon'])}"
+        ),
+    )
+    old = _with_as_of(run, reads).filter(pl.col("as_of_s") < pl.col("horizon") - run.clock_slack_s)
+    return first + found(
+        "A17",
+        old.join(lacking.select("attempt"), on="attempt", how="anti").sort("t_invoke"),
+        lambda row: (
+            f"a read of user {row['user']} at {seconds(row['t_invoke'])} answered seq {row['seq']} from"
+            f" {row['source']} as of {seconds(row['as_of_s'])}, which is older than the bound, unflagged"
+        ),
+    )
+
+
+def _with_as_of(run: Run, reads: pl.DataFrame) -> pl.DataFrame:
+    """Return the reads that say up to when they are complete, with `as_of_s` on the run's clock."""
+    if run.config.origin_unix is None:
+        return reads.clear().with_columns(as_of_s=pl.lit(0.0))
+    return reads.drop_nulls("as_of").with_columns((pl.col("as_of") - run.config.origin_unix).alias("as_of_s"))
+
+
+def _behind_the_ledger(run: Run) -> pl.DataFrame:
+    """Return the answers of the ledger that lack an entry acknowledged before they were asked for (`highest`)."""
+    rows = highest_before(
+        _ledger_reads(run), acknowledged(run), by=["user"], at="t_invoke", moment="ack_s", value="seq"
+    )
+    return rows.filter(pl.col("highest") > pl.col("seq"))
+
+
+def _ledger_reads(run: Run) -> pl.DataFrame:
+    """Return the unflagged answers of the ledger that show a wallet's head: balances, and pages that are not cut.
+
+    `seq` is the newest entry they show; an empty page shows none behind where it was to begin.
+    """
+    reads = run.attempts.filter((pl.col("cls") == "ok") & _unflagged())
+    balances = reads.filter((pl.col("op") == "balance") & (pl.col("source") == "ledger") & pl.col("seq").is_not_null())
+    pages = reads.filter((pl.col("op") == "entries") & pl.col("page_cut").eq_missing(False))
+    return pl.concat([balances, pages.with_columns(pl.coalesce("seq", "after_seq").alias("seq"))]).drop_nulls("seq")
+
+
+def a18_dishonest_flag(run: Run) -> Found:
+    """A18 dishonest flag: an answer says that it is fresher than it is, or names another source than it has.
+
+    - An answer of the ledger, unflagged, lacks an entry that was acknowledged before the read was sent; the ledger
+      itself never does.
+    - Any balance lacks an entry that was acknowledged before the moment up to which it says it is complete (`as_of`).
+    - A read that asked for the ledger (`strong`) was answered from elsewhere.
+    """
+    behind = _behind_the_ledger(run)
+    first = found(
         "A18",
-        rows.filter(pl.col("highest") > pl.col("seq")),
+        behind.sort("t_invoke"),
         lambda row: (
             f"a read of user {row['user']} at {seconds(row['t_invoke'])} says it comes from the ledger at seq"
             f" {row['seq']}, but seq {row['highest']} had been acknowledged before"
         ),
+    )
+    reads = _with_as_of(run, _reads(run)).with_columns((pl.col("as_of_s") - run.clock_slack_s).alias("claimed"))
+    rows = highest_before(reads, acknowledged(run), by=["user"], at="claimed", moment="ack_s", value="seq")
+    claims = rows.filter(pl.col("highest") > pl.col("seq")).join(behind.select("attempt"), on="attempt", how="anti")
+    second = found(
+        "A18",
+        claims.sort("t_invoke"),
+        lambda row: (
+            f"a read of user {row['user']} at {seconds(row['t_invoke'])} answered seq {row['seq']} from"
+            f" {row['source']} and says that nothing from before {seconds(row['as_of_s'])} is missing, but seq"
+            f" {row['highest']} had been acknowledged before"
+        ),
+    )
+    elsewhere = _reads(run).filter(pl.col("strong").fill_null(False) & pl.col("source").ne_missing("ledger"))
+    return (
+        first
+        + second
+        + found(
+            "A18",
+            elsewhere.sort("t_invoke"),
+            lambda row: (
+                f"a read of user {row['user']} at {seconds(row['t_invoke'])} asked for the ledger and was answered from"
+                f" {row['source']}"
+            ),
+        )
     )
 
 
 def a19_impossible_read(run: Run) -> Found:
     """A19 impossible read: a read answered a (wallet, seq) with a balance that the ledger never had there.
 
-    Seq 0 with balance 0 is the wallet before its first entry.
+    Seq 0 with balance 0 is the wallet before its first entry. A page of entries must begin right behind the seq it was
+    asked to begin behind, have no gap, and end with a balance of the ledger.
     """
     history = as_keys(run.entries).select("user", "seq", pl.col("balance_snapshot").alias("balance"))
     empty = (pl.col("seq") == 0) & (pl.col("balance") == 0)
-    reads = _reads(run).filter(~empty)
+    pages = run.attempts.filter((pl.col("op") == "entries") & (pl.col("cls") == "ok") & (pl.col("page_rows") > 0))
+    reads = pl.concat([_reads(run).filter(~empty), pages])
     impossible = reads.join(history.unique(), on=["user", "seq", "balance"], how="anti")
+    torn = pages.filter(pl.col("seq") - pl.col("after_seq") != pl.col("page_rows"))
     return found(
         "A19",
         impossible.sort("t_invoke"),
         lambda row: (
             f"a read of user {row['user']} at {seconds(row['t_invoke'])} answered {row['balance']} at seq"
-            f" {row['seq']} from {row['source']}; the ledger never had that"
+            f" {row['seq']} from {row['source'] or 'its entries'}; the ledger never had that"
+        ),
+    ) + found(
+        "A19",
+        torn.join(impossible.select("attempt"), on="attempt", how="anti").sort("t_invoke"),
+        lambda row: (
+            f"a page of user {row['user']} at {seconds(row['t_invoke'])} was to begin behind seq {row['after_seq']}; it"
+            f" has {row['page_rows']} entries and ends with seq {row['seq']}"
         ),
     )
+
+
+def a20_fractured(run: Run) -> Found:
+    """A20 fractured: answers of the ledger order two commits oppositely, or show half of a transaction.
+
+    Entries of one transaction (`ledger.xact`; an entry alone where it is not recorded) were committed together, and
+    were so once any of them had been acknowledged or shown by any read.
+
+    - A later answer of the ledger that lacks one of them orders commits as nobody else saw them: of two wallets of a
+      transaction one was seen with it and the other, later, without it; or two clients saw one wallet grow in
+      opposite orders. If the missing entry had itself been acknowledged, it is A18.
+    - An answer of the ledger that ends between two entries of one transaction shows half of it.
+    """
+    strong = _ledger_reads(run)
+    if strong.is_empty():
+        return NOTHING
+    entries = run.entries.select(pl.col("user_id").alias("user"), "seq", "server", "xact", "created_at")
+    together = ["server", "xact", "created_at"]
+    halves = strong.join(entries, on=["user", "seq"], how="inner").join(
+        entries.with_columns(pl.col("seq") - 1).drop_nulls("xact"), on=["user", "seq", *together], how="semi"
+    )
+    half = found(
+        "A20",
+        halves.sort("t_invoke"),
+        lambda row: (
+            f"a read of user {row['user']} at {seconds(row['t_invoke'])} showed the ledger up to seq {row['seq']}, but"
+            f" seq {row['seq'] + 1} was committed by the same transaction"
+        ),
+    )
+    known = _committed_by(run, entries, together).join(strong.select("user").unique(), on="user", how="semi")
+    rows = highest_before(strong, known, by=["user"], at="t_invoke", moment="at", value="seq")
+    opposite = rows.filter(pl.col("highest") > pl.col("seq")).join(
+        pl.concat([_behind_the_ledger(run).select("attempt"), halves.select("attempt")]), on="attempt", how="anti"
+    )
+    return half + found(
+        "A20",
+        opposite.sort("t_invoke"),
+        lambda row: (
+            f"a read of user {row['user']} at {seconds(row['t_invoke'])} showed the ledger up to seq {row['seq']}, but"
+            f" seq {row['highest']}, or another entry of its transaction, had been shown before"
+        ),
+    )
+
+
+def _committed_by(run: Run, entries: pl.DataFrame, together: list[str]) -> pl.DataFrame:
+    """Return user, seq and `at` (seconds): by when each entry that was shown, or one beside it, was committed."""
+    shown = run.attempts.filter((pl.col("family") == "read") & (pl.col("cls") == "ok") & (pl.col("seq") > 0))
+    seen = pl.concat(
+        [acknowledged(run).select("user", "seq", at="ack_s"), shown.select("user", "seq", at="t_return")]
+    ).join(entries.select("user", "seq").unique(), on=["user", "seq"], how="semi")
+    # Who shows an entry shows all before it: the earliest moment of this seq or a higher one.
+    seen = seen.group_by("user", "seq").agg(pl.col("at").min())
+    heads = seen.rename({"seq": "shown"}).sort("shown")
+    of_entries = (
+        entries.sort("seq")
+        .join_asof(
+            heads.sort("shown", descending=True).with_columns(pl.col("at").cum_min().over("user")).sort("shown"),
+            left_on="seq",
+            right_on="shown",
+            by="user",
+            strategy="forward",
+            check_sortedness=False,
+        )
+        .drop_nulls("at")
+    )
+    alone = of_entries.select("user", "seq", "at")
+    grouped = of_entries.drop_nulls("xact").group_by(together).agg(pl.col("at").min())
+    beside = entries.drop_nulls("xact").join(grouped, on=together, how="inner").select("user", "seq", "at")
+    return pl.concat([alone, beside])

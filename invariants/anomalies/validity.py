@@ -6,9 +6,11 @@ import polars as pl
 
 from invariants import sometimes
 from invariants.anomalies.common import NOTHING, Found, found
-from invariants.fates import Fate
-from invariants.history import HUNG_UP
+from invariants.anomalies.recovery import drift_reports
+from invariants.fates import RETRY_BY_KEY, Fate, Resolution
+from invariants.history import FINAL_RETRY, HUNG_UP
 from invariants.run import Run
+from invariants.snapshot import EVIDENCE
 from reference.routing import SHARDS
 
 REQUIRED_OPERATIONS: Final = ("deposit", "bet")
@@ -50,7 +52,35 @@ def v02_no_unknown(run: Run) -> Found:
 
 
 def v03_fault_unmeasured(run: Run) -> Found:
-    """V03 fault unmeasured: a fault was requested and its start or its end was never seen from outside."""
+    """V03 fault unmeasured: a fault was requested and its start or its end was never seen from outside.
+
+    So too a drift that was planted and not seen in the store, or not seen repaired, or repaired before reconciliation
+    had its time to report it and without its report.
+    """
+    return _unmeasured_faults(run) + _unmeasured_drifts(run)
+
+
+def _unmeasured_drifts(run: Run) -> Found:
+    if run.drifts.is_empty():
+        return NOTHING
+    reports = drift_reports(run)
+    unread = run.drifts.join(reports.select("node", "user"), on=["node", "user"], how="anti", nulls_equal=True)
+    early = pl.col("repaired") < pl.col("planted") + pl.col("within_s")
+    wrong = reports.filter(pl.col("measured").is_null() | pl.col("repaired").is_null() | (early & ~pl.col("seen")))
+    return _sentences(
+        "V03", [f"a drift was planted on {node}, and the timeline does not say in what" for node in unread["node"]]
+    ) + found(
+        "V03",
+        wrong.sort("planted"),
+        lambda row: (
+            f"drift planted on {row['node']} in the balance of user {row['user']} at {row['planted']:.3f} s: measured"
+            f" {row['measured']}, repaired {row['repaired']}, {'reported' if row['seen'] else 'not reported'} within"
+            f" {row['within_s']:.0f} s"
+        ),
+    )
+
+
+def _unmeasured_faults(run: Run) -> Found:
     rows = run.requested_faults.filter(
         pl.col("start").is_null() | pl.col("end").is_null() | (pl.col("end") < pl.col("start"))
     )
@@ -65,7 +95,10 @@ def v03_fault_unmeasured(run: Run) -> Found:
 
 
 def v04_never(run: Run) -> Found:
-    """V04 never: a *sometimes* that this campaign must show did not happen. Nothing is listed: nothing to show."""
+    """V04 never: a *sometimes* that this run alone must show did not happen. Nothing is listed: nothing to show.
+
+    What only a campaign of several runs must show is added up over its runs (`ledgerproof sometimes`).
+    """
     if not run.config.required_sometimes:
         return NOTHING
     counts = sometimes.count(run)
@@ -79,11 +112,14 @@ def v05_incomplete_reads(run: Run) -> Found:
     """V05 incomplete reads: the final state was not read whole.
 
     A table or column is missing; a server was not read; a Kafka partition has offsets missing at its start
-    or in between; or the ledger holds no row of a server although acknowledged keys belong there.
+    or in between; or the ledger holds no row of a server although acknowledged keys belong there. Of a recorded run
+    (evidence 2 and later) also: there is no second snapshot, or the first one left keys to send again and none was.
     """
     sentences = run.first.missing()
     if run.second is not None:
         sentences += run.second.missing()
+    if run.config.evidence >= EVIDENCE and not sentences:
+        sentences += _protocol_left_out(run)
     if sentences:
         return _sentences("V05", sentences)
     ledger_servers = set(run.table("ledger")["server"].drop_nulls().unique().to_list())
@@ -115,11 +151,26 @@ def v05_incomplete_reads(run: Run) -> Found:
     )
 
 
+def _protocol_left_out(run: Run) -> list[str]:
+    """Return what is missing of the last reads: a random half of the unknown keys sent again, and a second snapshot."""
+    if run.second is None:
+        return [f"there is only one snapshot: nothing says what changed after {run.first.name}"]
+    able = run.first_resolution.filter(
+        pl.col("family").is_in(RETRY_BY_KEY) & (pl.col("resolution") != Resolution.UNRESOLVED.value)
+    )
+    retried = run.attempts.filter(pl.col("tag") == FINAL_RETRY)
+    sent = able.join(retried, on=["family", "user", "key"], how="semi", nulls_equal=True).height
+    if 2 * sent < able.height:
+        return [f"{sent} of {able.height} keys with an unknown outcome were sent again, and half of them must be"]
+    return []
+
+
 def v06_recording(run: Run) -> Found:
     """V06 recording: a gap or a clock regression in the history.
 
     A part missing, corrupt or unfinished, or records taken but not written; a completion without its invoke;
-    an attempt recorded twice; a completion before its invoke; a time outside the run's clock.
+    an attempt recorded twice; a number left out, for attempts are numbered from 1 without a gap; a completion before
+    its invoke; a time outside the run's clock.
     """
     history = run.recording.frame
     invokes = history.filter(pl.col("record") == "invoke").select("attempt", "t")
@@ -131,6 +182,10 @@ def v06_recording(run: Run) -> Found:
             completions.filter(pl.col("attempt").is_duplicated()).select("attempt"),
         ]
     ).unique()
+    numbers = invokes["attempt"].unique().sort()
+    gaps = pl.DataFrame({"attempt": numbers, "before": numbers.shift(1).fill_null(0)}).filter(
+        pl.col("attempt") != pl.col("before") + 1
+    )
     backwards = run.attempts.filter(pl.col("t_return") < pl.col("t_invoke"))
     outside = history.filter(
         pl.col("t").is_null() | pl.col("t").is_nan() | (pl.col("t") < 0) | (pl.col("t") > LONGEST_RUN_S)
@@ -138,6 +193,11 @@ def v06_recording(run: Run) -> Found:
     return (
         _sentences("V06", run.recording.problems())
         + found("V06", orphans, lambda row: f"attempt {row['attempt']} was completed but never invoked")
+        + found(
+            "V06",
+            gaps,
+            lambda row: f"after attempt {row['before']} the next one recorded is {row['attempt']}",
+        )
         + found("V06", twice.sort("attempt"), lambda row: f"attempt {row['attempt']} was recorded twice")
         + found(
             "V06",

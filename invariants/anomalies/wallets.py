@@ -65,15 +65,23 @@ def a10_seq(run: Run) -> Found:
 
 
 def a12_money(run: Run) -> Found:
-    """A12 money: not conserved at the snapshot.
+    """A12 money: not conserved at a recorded cut: either snapshot, both taken at rest.
 
-    - Over all servers: Σ of each wallet's last balance_snapshot + house + escrow ≠ what came from outside,
-      where house, escrow and outside are sums over the entries' contra accounts.
-    - Per match that is neither settled nor void: escrow ≠ Σ reserves of its bets − Σ refunds of cancelled
-      orders. For any match: escrow below zero, unless it is being settled again. (Escrow left in a settled or
+    - In each snapshot, over all servers: Σ of each wallet's last balance_snapshot + house + escrow ≠ what came from
+      outside, where house, escrow and outside are sums over the entries' contra accounts.
+    - In the last one, per match that is neither settled nor void: escrow ≠ Σ reserves of its bets − Σ refunds of
+      cancelled orders. For any match: escrow below zero, unless it is being settled again. (Escrow left in a settled or
       void match is A30.)
     """
-    entries = run.entries
+    total = _whole(run.entries, run.final.name)
+    if run.second is not None:
+        ordered = run.first.table("ledger").sort("user_id", "seq", "idempotent_key")
+        total = _whole(ordered, run.first.name) + total
+    return total + _escrow_of_matches(run)
+
+
+def _whole(entries: pl.DataFrame, cut: str) -> Found:
+    """Find whether users, house and escrow differ from what came in; `entries` by wallet and seq."""
     last = entries.filter(pl.col("user_id").ne_missing(pl.col("user_id").shift(-1)))
     held = int(last["balance_snapshot"].sum())
     contra = {
@@ -81,15 +89,14 @@ def a12_money(run: Run) -> Found:
     }
     house, escrow, outside = (contra.get(name, 0) for name in ("HOUSE", "ESCROW", "EXTERNAL"))
     total = pl.DataFrame({"off": [held + house + escrow + outside]}).filter(pl.col("off") != 0)
-    whole = found(
+    return found(
         "A12",
         total,
         lambda row: (
-            f"wallets hold {held}, house {house}, escrow {escrow}: together {held + house + escrow}, but"
+            f"in {cut} wallets hold {held}, house {house}, escrow {escrow}: together {held + house + escrow}, but"
             f" {-outside} came from outside ({row['off']:+d})"
         ),
     )
-    return whole + _escrow_of_matches(run)
 
 
 def _escrow(run: Run) -> pl.DataFrame:
@@ -221,8 +228,9 @@ def _owners(run: Run) -> Found:
 def a33_rewritten(run: Run) -> Found:
     """A33 rewritten: an entry of the first snapshot is absent from, or differs in, the second one.
 
-    The rows of a wallet up to its seq in the first snapshot must be the same rows in the second. Nothing to
-    compare, and so nothing found, in a run with one snapshot.
+    An UPDATE that changes nothing differs too: the row is another transaction's then (`ledger.xact`). The rows of a
+    wallet up to its seq in the first snapshot must be the same rows in the second. Nothing to compare, and so nothing
+    found, in a run with one snapshot.
     """
     if run.second is None:
         return NOTHING

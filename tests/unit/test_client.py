@@ -190,6 +190,11 @@ class FakeLedger:
                 return web.json_response({"state": "OPEN", "settled": False})
             user = path.split("/")[3]
             seq = self.seqs.get(user, 0)
+            if path.endswith("/entries"):
+                after = int(request.query["after_seq"])
+                page = [{"seq": number, "balance_minor": 10} for number in range(after + 1, min(seq, after + 20) + 1)]
+                more = "next" if page and page[-1]["seq"] < seq else None
+                return web.json_response({"entries": page, "next_cursor": more})
             return web.json_response(
                 {"user_id": int(user), "balance_minor": 5, "seq": seq, "source": "redis", "stale": False}
             )
@@ -437,7 +442,7 @@ async def test_each_command_of_a_bulk_has_a_result_of_its_own_in_the_history(tmp
         ledger.rule = break_off
         lost = await player.attempt_bulk(commands, 0, player.clock())
         assert {result.record for result in lost} == {"info"}
-        assert player.unknown.keys() == {command.key for command in commands}
+        assert player.unknown.keys() == {("ledger", command.user, command.key) for command in commands}
     attempts = history.attempts(history.load(tmp_path).frame)
     assert attempts["cls"].to_list() == records + ["info"] * len(commands)
 

@@ -1,0 +1,179 @@
+"""A34, A35: whether the service came back after what was done to it, and saw by itself what was planted in it."""
+
+from typing import Final
+
+import polars as pl
+
+from invariants.anomalies.common import NOTHING, Found, found, seconds
+from invariants.history import FINAL_RETRY, HUNG_UP
+from invariants.run import Run
+
+ERROR_SHARE_BOUND: Final = 0.1
+"""Share of the requests of one second without an answer, or answered 5xx, up to which the service counts as back."""
+BACKLOG_BOUND: Final = 1_000.0
+"""Events not published, or records not consumed, up to which a backlog counts as caught up."""
+BASELINE_FACTOR: Final = 2.0
+"""Where it was worse than a bound before the first fault, twice as bad as then is back."""
+BACKLOGS: Final = ("kafka_consumer_lag", "outbox_unpublished")
+SECOND_S: Final = 1.0
+
+
+def a34_no_recovery(run: Run) -> Found:
+    """A34 no recovery: after a measured heal, errors or a backlog are not back under their bound in time.
+
+    Faults that come before the earlier ones' time to recover is over are one storm; its time (`recover_within_s`)
+    begins with the last measured end. Within it there must be
+
+    - a second of requests of which no more than ERROR_SHARE_BOUND are errors (unknown, 5xx, or no connection), and
+    - for each backlog (events of a server's outbox, lag of a consumer group) a sample of BACKLOG_BOUND or less. A
+      backlog that was sampled before the storm and never again counts as not back.
+
+    Where it was worse before the first fault, twice that is the bound. Where the requests or samples end before the
+    time is over, nothing is said. A client that hung up on purpose is no error.
+    """
+    storms = _storms(run)
+    if storms.is_empty():
+        return NOTHING
+    first_fault = float(str(run.requested_faults["requested"].min()))
+    return _errors(run, storms, first_fault) + _backlogs(run, storms, first_fault)
+
+
+def _storms(run: Run) -> pl.DataFrame:
+    """Return the storms of measured faults: storm, faults (text), began, healed, deadline; seconds."""
+    faults = run.requested_faults
+    measured = faults.drop_nulls(["start", "end"]).sort("requested")
+    if measured.is_empty():
+        return pl.DataFrame()
+    deadline = (pl.col("end") + run.config.recover_within_s).cum_max()
+    storms = measured.with_columns((pl.col("requested") > deadline.shift(1)).fill_null(True).cum_sum().alias("storm"))
+    return (
+        storms.group_by("storm")
+        .agg(
+            (pl.col("fault") + " " + pl.col("node")).str.join(", ").alias("faults"),
+            pl.col("requested").min().alias("began"),
+            pl.col("end").max().alias("healed"),
+            pl.col("fault_id").last(),
+        )
+        .with_columns((pl.col("healed") + run.config.recover_within_s).alias("deadline"))
+        .sort("storm")
+    )
+
+
+def _errors(run: Run, storms: pl.DataFrame, first_fault: float) -> Found:
+    own = run.attempts.filter(pl.col("tag").is_in([HUNG_UP, FINAL_RETRY]).fill_null(False).not_())
+    bad = (
+        (pl.col("cls") == "info")
+        | (pl.col("status") >= 500).fill_null(False)
+        | ((pl.col("cls") == "fail") & pl.col("status").is_null())
+    )
+    seen = own.select(pl.col("t_invoke").alias("t"), bad.alias("bad"))
+    before = seen.filter(pl.col("t") < first_fault)["bad"].mean()
+    bound = max(ERROR_SHARE_BOUND, BASELINE_FACTOR * (float(before) if isinstance(before, float) else 0.0))
+    after = seen.join(storms, how="cross").filter(
+        (pl.col("t") >= pl.col("healed")) & (pl.col("t") < pl.col("deadline") + SECOND_S)
+    )
+    by_second = after.group_by("storm", ((pl.col("t") - pl.col("healed")) / SECOND_S).floor().alias("second")).agg(
+        pl.col("bad").mean().alias("share"), pl.len().alias("requests")
+    )
+    judged = by_second.group_by("storm").agg(
+        pl.col("share").min().alias("least"), pl.col("second").max().alias("last"), pl.col("requests").sum()
+    )
+    rows = storms.join(judged, on="storm").filter(
+        (pl.col("least") > bound) & (pl.col("last") * SECOND_S >= run.config.recover_within_s)
+    )
+    return found(
+        "A34",
+        rows,
+        lambda row: (
+            f"after {row['faults']} was healed at {seconds(row['healed'])}, in no second until"
+            f" {seconds(row['deadline'])} were less than {row['least']:.0%} of the requests ({row['requests']} in all)"
+            f" errors; the bound is {bound:.0%}"
+        ),
+    )
+
+
+def _backlogs(run: Run, storms: pl.DataFrame, first_fault: float) -> Found:
+    samples = run.series.filter(pl.col("name").is_in(BACKLOGS)).select("t", "name", "node", "value")
+    if samples.is_empty():
+        return NOTHING
+    end = float(str(run.series["t"].max()))
+    before = (
+        samples.filter(pl.col("t") < first_fault)
+        .group_by("name", "node")
+        .agg((pl.col("value").max() * BASELINE_FACTOR).alias("baseline"))
+    )
+    pairs = samples.join(storms, how="cross")
+    known = pairs.filter(pl.col("t") < pl.col("began")).select("storm", "name", "node").unique()
+    within = (
+        pairs.filter((pl.col("t") >= pl.col("healed")) & (pl.col("t") <= pl.col("deadline")))
+        .group_by("storm", "name", "node")
+        .agg(pl.col("value").min().alias("least"))
+    )
+    rows = (
+        known.join(within, on=["storm", "name", "node"], how="full", coalesce=True, nulls_equal=True)
+        .join(before, on=["name", "node"], how="left", nulls_equal=True)
+        .join(storms, on="storm")
+        .with_columns(pl.max_horizontal(pl.lit(BACKLOG_BOUND), "baseline").alias("bound"))
+        # Samples that end before the time is over say nothing.
+        .filter((pl.col("deadline") <= end) & (pl.col("least").is_null() | (pl.col("least") > pl.col("bound"))))
+    )
+    return found(
+        "A34",
+        rows.sort("storm", "name", "node"),
+        lambda row: (
+            f"after {row['faults']} was healed at {seconds(row['healed'])}, {row['name']} of {row['node']} "
+            + ("was not reported any more" if row["least"] is None else f"did not fall below {row['least']:.0f}")
+            + f" until {seconds(row['deadline'])}; the bound is {row['bound']:.0f}"
+        ),
+    )
+
+
+def a35_blind_reconciliation(run: Run) -> Found:
+    """A35 blind reconciliation: a planted drift that the service's own reconciliation did not report in time.
+
+    The timeline says what was planted (`drift_planted`): in whose balance, how the reconciler names such a mismatch, by
+    when, and whose passes count. A finding of that name and wallet, stored on that server after the planting and by
+    then, must be among the reconciler's. A drift that was repaired before its time was over is V03's.
+    """
+    drifts = run.drifts
+    if drifts.is_empty():
+        return NOTHING
+    judged = drift_reports(run).filter(
+        pl.col("repaired").is_null() | (pl.col("repaired") >= pl.col("planted") + pl.col("within_s"))
+    )
+    return found(
+        "A35",
+        judged.filter(~pl.col("seen")).sort("planted"),
+        lambda row: (
+            f"the balance of user {row['user']} on {row['node']} was made wrong at {seconds(row['planted'])}; within"
+            f" {row['within_s']:.0f} s no pass reported {row['code']} for it"
+            + (f" (other findings: {', '.join(row['found_code'])})" if row["found_code"] else "")
+        ),
+    )
+
+
+def drift_reports(run: Run) -> pl.DataFrame:
+    """Return the planted drifts (`Run.drifts`) with `seen`, whether reconciliation reported them as it must.
+
+    Also `found_code`: everything it reported of the wallet. Raises MissingEvidence without the reconciler's findings.
+    """
+    drifts = run.drifts.drop_nulls(["user", "within_s"])
+    findings = run.table("reconciliations").drop_nulls("code")
+    findings = findings.select(
+        pl.col("server").alias("node"),
+        pl.col("user_id").alias("user"),
+        pl.col("code").alias("found_code"),
+        pl.col("requested_by").alias("found_by"),
+        "finished_at",
+    )
+    pairs = drifts.join(findings, on=["node", "user"], how="left")
+    reported = pl.col("found_code") == pl.col("code")
+    by = pl.col("requested_by").is_null() | (pl.col("requested_by") == pl.col("found_by"))
+    if run.config.origin_unix is None:
+        in_time = pl.lit(True)
+    else:
+        at, slack = pl.col("finished_at") - run.config.origin_unix, run.clock_slack_s
+        in_time = at.is_between(pl.col("planted") - slack, pl.col("planted") + pl.col("within_s") + slack)
+    return pairs.group_by("node", "user", "code", "planted", "measured", "repaired", "within_s").agg(
+        (reported & by & in_time).fill_null(False).any().alias("seen"), pl.col("found_code").drop_nulls().unique()
+    )
