@@ -81,8 +81,13 @@ def show_ledger(run: Run, witness: Witness) -> Section | None:
     lines = [
         Line(
             f"seq {row['seq']} on {row['server']}: {row['type']} {row['amount']:+d} against {row['contra']}, balance"
-            f" {row['before_balance']} → {row['balance_snapshot']} (sum of the amounts {row['replayed_balance']}), key"
-            f" {row['idempotent_key']}"
+            f" {row['before_balance']} → {row['balance_snapshot']}"
+            + (
+                f" (the amounts sum to {row['replayed_balance']})"
+                if row["replayed_balance"] != row["balance_snapshot"]
+                else ""
+            )
+            + f", key {row['idempotent_key']}"
             + "".join(f", {name} {row[name]}" for name in ("bet_id", "match_id", "xact") if row[name] is not None),
             _on_clock(run, row["created_at"]),
             marked=row["seq"] == witness.seq or row["idempotent_key"] == witness.key,
@@ -94,17 +99,22 @@ def show_ledger(run: Run, witness: Witness) -> Section | None:
     return _section(f"Ledger of user {witness.user}", lines)
 
 
-def _attempt_line(row: dict[str, Any], witness: Witness) -> Line:
-    asked = _values(
-        row, "amount", "side", "odds", "selection", "match_id", "bet_id", "min_seq", "strong", "after_seq", "tag"
+def _attempt_line(run: Run, row: dict[str, Any], witness: Witness) -> Line:
+    asked = _values(row, "amount", "side", "odds", "selection", "match_id", "bet_id", "min_seq", "after_seq", "tag") + (
+        " of the ledger" if row["strong"] else ""
     )
     took = "" if row["t_return"] == float("inf") else f" after {(row['t_return'] - row['t_invoke']) * 1000:.1f} ms"
-    said = _values(row, "status", "outcome", "seq", "balance", "replayed", "source", "stale", "as_of", "page_rows")
-    answers = {"ok": "acknowledged", "fail": "refused", "info": "no answer"}
+    said = _values(row, "status", "outcome", "seq", "balance", "replayed", "source", "page_rows")
+    said += ", flagged stale" if row["stale"] else ""
+    as_of = _on_clock(run, row["as_of"])
+    said += "" if as_of is None else f", as of {as_of:.3f} s"
+    answered = "answered" if row["family"] == "read" else "acknowledged"
+    answers = {"ok": answered, "fail": "refused", "info": "no answer"}
     error = f" ({row['error']})" if row["error"] else ""
     return Line(
         f"#{row['attempt']} client {row['client']} → {row['api']}: {row['op']}"
         + (f" of user {row['user']}" if row["user"] is not None else "")
+        + (" by the ledger" if row["strong"] else "")
         + (f" ({asked})" if asked else "")
         + f": {answers.get(row['cls'], row['cls'])}{took}"
         + (f": {said}" if said else "")
@@ -122,7 +132,7 @@ def show_attempts(run: Run, witness: Witness) -> Section | None:
         (pl.col("key") == witness.key)
         & (pl.lit(witness.user is None) | pl.col("user").eq_missing(pl.lit(witness.user)) | pl.col("user").is_null())
     ).sort("t_invoke")
-    lines = [_attempt_line(row, witness) for row in mine.iter_rows(named=True)]
+    lines = [_attempt_line(run, row, witness) for row in mine.iter_rows(named=True)]
     lines += [
         Line(
             f"stored refusal on {row['server']}: {row['outcome']}",
@@ -148,8 +158,29 @@ def show_around(run: Run, witness: Witness) -> Section | None:
     near = mine.slice(max(0, at - 2 * ROWS_AROUND), 3 * ROWS_AROUND + 1)
     return _section(
         f"What clients were told of user {witness.user}",
-        [_attempt_line(row, witness) for row in near.iter_rows(named=True)],
+        [_attempt_line(run, row, witness) for row in near.iter_rows(named=True)],
     )
+
+
+def show_transaction(run: Run, witness: Witness) -> Section | None:
+    """Show what was committed together with the wallet's next entries, and by when each of these had been shown."""
+    if witness.user is None or witness.seq is None:
+        return None
+    next_ones = run.entries.filter((pl.col("user_id") == witness.user) & (pl.col("seq") > witness.seq)).head(
+        ROWS_AROUND
+    )
+    together = ["server", "xact", "created_at"]
+    mates = run.entries.join(next_ones.select(together).drop_nulls().unique(), on=together, how="semi")
+    lines = []
+    for row in pl.concat([next_ones, mates]).unique(["user_id", "seq"], maintain_order=True).iter_rows(named=True):
+        shown = run.attempts.filter(
+            (pl.col("user") == row["user_id"]) & (pl.col("cls") == "ok") & (pl.col("seq") >= row["seq"])
+        ).sort("t_return")
+        first = "" if shown.is_empty() else f", first shown by #{shown['attempt'].item(0)}"
+        at_s = None if shown.is_empty() else float(shown["t_return"].item(0))
+        text = f"seq {row['seq']} of user {row['user_id']}: {row['type']} {row['amount']:+d}, xact {row['xact']}{first}"
+        lines.append(Line(text, at_s))
+    return _section("Entries it does not show, and what was committed with them", lines)
 
 
 def show_bet(run: Run, witness: Witness) -> Section | None:
@@ -235,7 +266,7 @@ def show_match(run: Run, witness: Witness) -> Section | None:
         for row in run.table("settlements").filter(mine).sort("settlement_version").iter_rows(named=True)
     ]
     commands = run.attempts.filter(mine & (pl.col("family") == "match")).sort("t_invoke")
-    lines += [_attempt_line(row, witness) for row in commands.iter_rows(named=True)]
+    lines += [_attempt_line(run, row, witness) for row in commands.iter_rows(named=True)]
     escrow = run.entries.filter(mine & (pl.col("contra") == "ESCROW"))
     sums = escrow.group_by("type").agg((-pl.col("amount").sum()).alias("moved"), pl.len().alias("rows")).sort("type")
     lines += [

@@ -104,7 +104,7 @@ PROOFS: Final[dict[str, tuple[Proof, ...]]] = {
     "A17": (evidence.show_around, evidence.show_ledger),
     "A18": (evidence.show_around, evidence.show_ledger),
     "A19": (evidence.show_around, evidence.show_ledger),
-    "A20": (evidence.show_around, evidence.show_ledger),
+    "A20": (evidence.show_around, evidence.show_transaction, evidence.show_ledger),
     "A21": (evidence.show_event, evidence.show_ledger),
     "A22": (evidence.show_event, evidence.show_bet, evidence.show_match),
     "A23": (evidence.show_event, evidence.show_ledger),

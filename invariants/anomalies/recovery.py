@@ -203,5 +203,5 @@ def drift_reports(run: Run) -> pl.DataFrame:
         (pl.col("reported") & pl.col("in_time")).any().alias("seen"),
         missed.any().alias("blind"),
         pl.col("run_id").sort_by("finished_at").filter(missed.sort_by("finished_at")).first().alias("blind_run"),
-        pl.col("found_code").flatten().unique().sort(),
+        pl.col("found_code").list.explode(keep_nulls=False, empty_as_null=False).unique().sort(),
     )
