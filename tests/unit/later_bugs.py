@@ -44,6 +44,12 @@ def withdrawal_refused_though_the_funds_were_there(w: World) -> None:
     w.refuse("withdraw", CYD, 10, "rich")
 
 
+def withdrawal_refused_before_the_funds_were_spent(w: World) -> None:
+    w.refuse("withdraw", CYD, 10, "rich")
+    w.withdraw(CYD, w.balance(CYD)[1], "all")
+    w.derive()
+
+
 def bet_refused_though_its_reserve_was_there(w: World) -> None:
     refuse_bet(w, "INSUFFICIENT_FUNDS", "rich", side="LAY", odds=300, amount=500)
 
@@ -317,10 +323,16 @@ def drift_is_reported_only_when_asked(w: World) -> None:
     w.tables["reconciliations"][-1]["requested_by"] = "prove"
 
 
+def pass_saw_everything_but_the_drift(w: World) -> None:
+    plant(w, reported=False)
+    next(row for row in w.timeline if row["kind"] == "drift_repaired")["t"] = 9.0
+
+
 LATER_BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A28", a_fill_passes_over_who_came_first, None, set()),
     ("A01", cancel_waits_for_a_bet_that_has_come, "cancel-1", set()),
     ("A08", withdrawal_refused_though_the_funds_were_there, "rich", set()),
+    ("A08", withdrawal_refused_before_the_funds_were_spent, "rich", set()),
     ("A08", bet_refused_though_its_reserve_was_there, "rich", set()),
     ("A08", deposit_refused_for_lack_of_funds, "odd", set()),
     ("A08", bet_refused_as_late_on_an_open_match, "early", set()),
@@ -353,5 +365,6 @@ LATER_BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A35", drift_is_reported_too_late, None, set()),
     ("A35", drift_is_reported_as_something_else, None, set()),
     ("A35", drift_is_reported_only_when_asked, None, set()),
+    ("A35", pass_saw_everything_but_the_drift, None, set()),
 ]
 """code, bug, key of the witness (None: it has none), other codes that may fire with it"""

@@ -5,7 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from honest_world import ANN, BOB, CYD, DEE, EVE, FAY, M_AGAIN, M_OPEN, M_SETTLED, M_VOID, World, small_world, uuid_of
+from honest_world import (
+    ANN,
+    BOB,
+    CYD,
+    DEE,
+    EVE,
+    FAY,
+    M_AGAIN,
+    M_OPEN,
+    M_SETTLED,
+    M_VOID,
+    ORIGIN_UNIX_S,
+    World,
+    small_world,
+    uuid_of,
+)
 from later_bugs import LATER_BUGS, plant, refuse_bet, sample, shard_of_ann_moves
 
 from invariants.anomalies import CHECKS
@@ -864,6 +879,15 @@ def test_moved_shard_is_no_anomaly() -> None:
     assert judgement.sometimes["a shard was moved to another server"] == 1
 
 
+def test_events_that_a_server_wrote_before_it_gave_a_shard_up_stay_there_as_history() -> None:
+    world = small_world()
+    at = shard_of_ann_moves(world)
+    for event in world.tables["outbox"]:
+        if event["user_id"] == ANN:
+            event.update(server="pg0", created_at=at - 0.1)
+    assert fired(judge(world.run())) == set()
+
+
 def test_recovery_in_time_is_no_anomaly_and_later_faults_begin_its_time_anew() -> None:
     world = small_world()
     sample(world, "outbox_unpublished", "pg0", {0.1: 0.0, 0.7: 4_000.0, 20.0: 900.0, 25.0: 5_000.0, 50.0: 0.0})
@@ -909,4 +933,8 @@ def test_drift_repaired_before_its_time_proves_nothing() -> None:
     world = small_world()
     plant(world, reported=False)
     next(row for row in world.timeline if row["kind"] == "drift_repaired")["t"] = 20.0
+    # A pass that could not see everything need not have seen it, nor one that began before.
+    world.tables["reconciliations"][-1]["state"] = "INCOMPLETE"
+    assert fired(judge(world.run())) == {"V03"}
+    world.tables["reconciliations"][-1].update(state="CLEAN", started_at=ORIGIN_UNIX_S + 1.05)
     assert fired(judge(world.run())) == {"V03"}
