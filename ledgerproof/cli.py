@@ -25,6 +25,7 @@ from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
+from ledgerproof.cells_command import cells_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.failpoints_command import failpoints_group
 from ledgerproof.operate_command import payouts_group, reconcile_group
@@ -378,7 +379,7 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
     from ledgerproof.assess import VERDICT_FILE  # noqa: PLC0415 - slow to import
     from reports.render import render  # noqa: PLC0415 - slow to import
 
-    folder = _run_folder(run)
+    folder = run_folder(run)
     with Progress().step(f"Rendering {folder}"):
         page = render(folder)
     try:
@@ -402,7 +403,7 @@ def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
     from ledgerproof.assess import assess, read_facts, write_verdict  # noqa: PLC0415 - slow to import
     from reports.render import render  # noqa: PLC0415 - slow to import
 
-    folder = _run_folder(run)
+    folder = run_folder(run)
     progress = Progress()
     with progress.step(f"Checking {folder}") as step:
         verdict = assess(folder, read_facts(folder))
@@ -427,6 +428,7 @@ cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
 cli.add_command(failpoints_group)
+cli.add_command(cells_command)
 replay_plan_command.epilog = EXIT_CODES
 cli.add_command(replay_plan_command)
 
@@ -493,7 +495,7 @@ def _number(value: float | None, unit: str) -> str:
     return f"{text} {unit}"
 
 
-def _run_folder(run: Path | None) -> Path:
+def run_folder(run: Path | None) -> Path:
     """Return the run folder that was named, by path or by id, or the newest one."""
     if run is None:
         runs = sorted(path for path in RUNS_FOLDER.glob("*") if path.is_dir())
