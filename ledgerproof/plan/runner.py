@@ -196,7 +196,6 @@ async def _perform(act: Act, places: Places, copy: Copy) -> None:
                 await _or_invalid(recording, performer.perform())
                 step.detail = f"{client.sent} requests, {client.unknown_count} without an answer"
             recording.timeline.phase("drain")
-            _hold_to_plan(plan, performer, breaker, recording)
             with timed(facts, "heal_s"), progress.step("Healing every fault"):
                 healed = await asyncio.to_thread(breaker.heal_all)
                 if healed:
@@ -207,6 +206,7 @@ async def _perform(act: Act, places: Places, copy: Copy) -> None:
             left = await performer.finish(FINISH_TIMEOUT_S)
             if left:
                 recording.timeline.note(f"not settled: {', '.join(left)}")
+            _hold_to_plan(plan, performer, breaker, recording)
             facts.drained = await drained(scene, DRAIN_TIMEOUT_S)
         sampler.stop()
         await collect(scene)
