@@ -144,7 +144,7 @@ def test_sockets_are_their_owners_and_dead_nodes_still_say_what_they_counted(sta
         assert failpoints.states(stack, node)
     failpoints.arm(stack, "relay0", Arm("relay.after_send_before_mark", "raise"))
     stack.kill("relay0")
-    with pytest.raises(NoFailpoints, match="relay0 do not answer.*it is dead"):
+    with pytest.raises(NoFailpoints, match=r"relay0 do not answer.*it is dead"):
         failpoints.states(stack, "relay0")
     assert failpoints.counts(stack, "relay0")["relay.after_lead_before_progress"][0] > 0
     stack.start_node("relay0")
