@@ -46,8 +46,10 @@ class Stage:
             self.smallest.write_bytes(plans.encode(plan))
         else:
             shutil.rmtree(folder)
-        if verdict["verdict"] != "PASS":
-            # What is wrong, or late, or paused on this stack must not meet the next plan.
+        found = verdict["reconciliation"] is None or verdict["reconciliation"]["findings"]
+        if verdict["verdict"] not in {"PASS", "INVARIANT_VIOLATED"} or found:
+            # What is late, or paused because of a finding, must not meet the next plan; what is merely wrong is left
+            # out of its evidence.
             self.close()
         return verdict
 
