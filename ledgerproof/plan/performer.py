@@ -24,7 +24,7 @@ from reference.errors import LedgerError
 from reference.routing import shard_of
 from reference.shards import move_shard
 
-POLL_S: Final = 0.02
+POLL_S: Final = 0.05
 """A condition is looked at this often."""
 READY_TRIES: Final = 40
 _MATCH_STEPS: Final = (
