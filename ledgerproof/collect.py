@@ -39,7 +39,6 @@ COPY_TIMEOUT_S: Final = 120.0
 KAFKA_TIMEOUT_S: Final = 10.0
 KAFKA_READ_TIMEOUT_S: Final = 120.0
 """Reading all topics from their beginning takes no longer than this, or the snapshot is incomplete."""
-KAFKA_KNOWN_MS: Final = 2_000
 POLL_S: Final = 0.25
 PROJECTION_GRACE_S: Final = 5.0
 REDIS_PAGE: Final = 1_000
@@ -320,9 +319,7 @@ async def backlog(config: ServiceConfig, admin: kafka_admin.AdminClient) -> Back
 
 def kafka_client(config: ServiceConfig) -> kafka_admin.AdminClient:
     """Return a client that asks Kafka about itself and keeps its own log to itself."""
-    # One that kept what it knew of leaders for longer would ask with an old epoch after the broker lost its leases.
-    known_for = {"metadata.max.age.ms": KAFKA_KNOWN_MS, "topic.metadata.refresh.interval.ms": KAFKA_KNOWN_MS}
-    return kafka_admin.AdminClient({"bootstrap.servers": config.kafka_bootstrap, **known_for, **QUIET})
+    return kafka_admin.AdminClient({"bootstrap.servers": config.kafka_bootstrap, **QUIET})
 
 
 def consumer_lag(config: ServiceConfig, admin: kafka_admin.AdminClient) -> dict[str, int]:
