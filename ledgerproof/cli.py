@@ -25,6 +25,7 @@ from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
+from ledgerproof.cells_command import cells_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.explain_command import explain_command, run_folder, sometimes_command
 from ledgerproof.failpoints_command import failpoints_group
@@ -462,6 +463,7 @@ cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
 cli.add_command(failpoints_group)
+cli.add_command(cells_command)
 replay_plan_command.epilog = EXIT_CODES
 cli.add_command(replay_plan_command)
 

@@ -399,8 +399,6 @@ async def drain(config: ServiceConfig, timeout_s: float, show: Callable[[str], N
         except NotCollected as error:
             # A server that was just restarted may need a moment; the bound above ends this.
             problem, previous = str(error), None
-            # A client that knows an older leader of a partition than there is now would not ask the new one.
-            admin = kafka_client(config)
         else:
             problem = now.text()
             unchanged = previous is not None and previous.newest_events == now.newest_events

@@ -29,7 +29,7 @@ from invariants.run import CONFIG_FILE
 from invariants.snapshot import EVIDENCE
 from invariants.timeline import Series, Timeline
 from invariants.verdict import Verdict
-from ledgerproof import __version__, assess, sla
+from ledgerproof import __version__, assess, cells, sla
 from ledgerproof.assess import HarnessFacts
 from ledgerproof.client import NotSeeded, monotonic_clock
 from ledgerproof.collect import NotCollected
@@ -241,7 +241,7 @@ def take_down(stack: Stack, recording: Recording, progress: Progress, *, keep: b
             step.detail = "; ".join(recording.facts.residue)
 
 
-def conclude(recording: Recording, progress: Progress, began: float) -> dict[str, Any]:
+def conclude(recording: Recording, progress: Progress, began: float, *, report: bool = True) -> dict[str, Any]:
     """Judge the run, write verdict.json and the report. A checker that fails makes the run INVALID."""
     facts, folder = recording.facts, recording.folder
     facts.finished = True
@@ -274,6 +274,13 @@ def conclude(recording: Recording, progress: Progress, began: float) -> dict[str
             # A pass that nobody can look up is not one.
             verdict.update(verdict=Verdict.ABORTED.name, exit_code=int(Verdict.ABORTED))
             verdict["reasons"].append("the verdict could not be written")
+    try:
+        cells.write_cells(folder)
+    except Exception as error:  # what was tried is not part of the verdict; `ledgerproof cells` can try again
+        log.exception("the cells could not be counted")
+        progress.warn(f"the cells could not be counted: {error}")
+    if not report:
+        return verdict
     try:
         from reports.render import render  # noqa: PLC0415 - plots are slow to import, and not every run has a page
 

@@ -21,6 +21,7 @@ from compose.errors import StackError
 from compose.probe import LivenessProbe, targets
 from compose.stack import DEFAULT_ROOT, Stack
 from ledgerproof.assess import PlanFacts
+from ledgerproof.cells import FAILPOINTS_FILE
 from ledgerproof.client import REQUEST_TIMEOUT_S, Client
 from ledgerproof.collect import NotCollected, NotDrained, drain, snapshot
 from ledgerproof.ending import DRAIN_TIMEOUT_S, Copy, Scene, collect, drained, whole
@@ -52,7 +53,6 @@ from ledgerproof.wire import Wire
 from reference.config import ServiceConfig
 
 PLAN_FILE: Final = "plan.json"
-FAILPOINTS_FILE: Final = "failpoints.json"
 PROBE_EVERY_S: Final = 0.05
 FINISH_TIMEOUT_S: Final = 30.0
 QUIET_TIMEOUT_S: Final = 30.0
@@ -68,6 +68,8 @@ class PlanOptions:
     root: Path = DEFAULT_ROOT
     base_port: int | None = None
     keep: bool = False
+    report: bool = True
+    """Write report.html too."""
     stack: Stack | None = None
     """A running stack to use, on which nobody else gives commands meanwhile; None: one of its own."""
 
@@ -94,7 +96,7 @@ def run_plan(plan: plans.Plan, options: PlanOptions, progress: Progress) -> tupl
                 _run_on(Act(stack, plan, recording, progress), lent=False)
             finally:
                 take_down(stack, recording, progress, keep=options.keep)
-        verdict = conclude(recording, progress, began)
+        verdict = conclude(recording, progress, began, report=options.report)
     return folder, verdict
 
 
@@ -194,7 +196,6 @@ async def _perform(act: Act, places: Places, copy: Copy) -> None:
                 await _or_invalid(recording, performer.perform())
                 step.detail = f"{client.sent} requests, {client.unknown_count} without an answer"
             recording.timeline.phase("drain")
-            _hold_to_plan(plan, performer, breaker, recording)
             with timed(facts, "heal_s"), progress.step("Healing every fault"):
                 healed = await asyncio.to_thread(breaker.heal_all)
                 if healed:
@@ -205,6 +206,7 @@ async def _perform(act: Act, places: Places, copy: Copy) -> None:
             left = await performer.finish(FINISH_TIMEOUT_S)
             if left:
                 recording.timeline.note(f"not settled: {', '.join(left)}")
+            _hold_to_plan(plan, performer, breaker, recording)
             facts.drained = await drained(scene, DRAIN_TIMEOUT_S)
         sampler.stop()
         await collect(scene)

@@ -304,7 +304,9 @@ async def test_an_unknown_key_is_never_sent_again(tmp_path: Path) -> None:
         assert player.unknown
         assert player.last_unknown_sent_s > 0
     attempts = history.attempts(history.load(tmp_path).frame)
-    infos = attempts.filter((pl.col("cls") == "info") & (pl.col("tag").ne_missing("race")))
+    # A read has no key to send again; on a busy machine some of them stay without an answer too.
+    keyed = pl.col("key").is_not_null()
+    infos = attempts.filter((pl.col("cls") == "info") & (pl.col("tag").ne_missing("race")) & keyed)
     for key, at in infos.select("key", "t_return").iter_rows():
         assert attempts.filter((pl.col("key") == key) & (pl.col("t_invoke") > at)).is_empty()
     clients = infos["client"].to_list()
