@@ -13,10 +13,17 @@ import polars as pl
 from invariants.fates import OTHER_BODY_STATUS, Resolution
 from invariants.history import FINAL_RETRY, HUNG_UP
 from invariants.run import Run
+from reference.commands import TOPIC_OF, EventType
 from reference.routing import SHARDS
 
 BIG_BACKLOG: Final = 10_000
 """Events not yet published, or not yet consumed, that count as a big backlog."""
+
+CONSUMED: Final = {
+    "matcher": (TOPIC_OF[EventType.BET_CREATED],),
+    "projector": (TOPIC_OF[EventType.BET_CREATED], TOPIC_OF[EventType.ENTRY_POSTED]),
+}
+"""What the consumers read that say how many events came again; by the name of their processes without its number."""
 
 _KEY: Final = ["family", "user", "key"]
 
@@ -227,7 +234,8 @@ def _fill_lost(run: Run) -> int:
 def _came_again(run: Run) -> int:
     """Count events that a consumer got again, as it says itself, after it was started again or rebalanced.
 
-    Records that are in Kafka twice come again without a rebalance; as many as there are do not count.
+    Records that are in Kafka twice come again without a rebalance: as many as were sent since then to a topic that this
+    consumer reads do not count.
     """
     samples = run.series.filter(pl.col("name").is_in(["events_repeated_total", "kafka_assignments_total"]))
     killed = (pl.col("kind") == "fault_start") & (pl.col("fault") == "kill")
@@ -245,15 +253,24 @@ def _came_again(run: Run) -> int:
         pl.col("died").first(),
         pl.col("rebalanced").first(),
     )
-    came = totals.select(
-        pl.when(pl.col("died").is_not_null())
-        .then(pl.col("all"))
-        .when(pl.col("rebalanced").is_not_null())
-        .then(pl.col("since"))
-        .otherwise(0)
-        .sum()
-    ).item()
-    return max(0, int(came or 0) - raw_duplicates(run))
+    began = totals.with_columns(
+        pl.when(pl.col("died").is_not_null()).then(pl.col("all")).otherwise(pl.col("since")).alias("came"),
+        pl.coalesce("died", "rebalanced").alias("began"),
+    ).drop_nulls("began")
+    total = 0
+    for node, came, began_s in began.select("node", "came", "began").iter_rows():
+        total += max(0, int(came) - _sent_twice_since(run, str(node), float(began_s)))
+    return total
+
+
+def _sent_twice_since(run: Run, node: str, began_s: float) -> int:
+    """Count the records that repeat an event on the topics of a consumer's process, sent since a moment (seconds)."""
+    topics = CONSUMED.get(node.rstrip("0123456789"), tuple(TOPIC_OF.values()))
+    repeated = _raw_duplicates(run).filter(pl.col("topic").is_in(topics))
+    if run.config.origin_unix is None:
+        return repeated.height
+    since = run.config.origin_unix + began_s - run.clock_slack_s
+    return repeated.filter((pl.col("timestamp") >= since).fill_null(True)).height
 
 
 COUNTERS: Final[dict[str, Callable[[Run], int]]] = {

@@ -60,7 +60,7 @@ GRAINS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "A31": (("user",), _MATCH, ("shard",)),
     "A32": (("server", "user", "seq"), ("node", "term")),
     "A33": (_ENTRY,),
-    "A34": (("storm", "name", "node"), ("storm",)),
+    "A34": (("fault_id", "name", "node"), ("fault_id",)),
     "A35": (("node", "user"),),
     "V01": (),
     "V02": (),

@@ -15,7 +15,7 @@ import polars as pl
 
 from invariants import history
 from invariants.anomalies import CHECKS
-from invariants.files import publish
+from invariants.files import fingerprint, publish
 from invariants.history import FINAL_RETRY
 from invariants.run import Run, load_run
 from invariants.snapshot import MissingEvidence
@@ -185,10 +185,19 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
     """Judge a run folder and return its verdict in the form of verdict.json.
 
     `judges` are those asked besides the columns (names of `invariants.judges.JUDGES`); None: all.
+    Damaged evidence makes the run INVALID, with the reason; NotARun if the facts name a verdict there is not.
     """
-    measured = measure(folder, facts)
-    parts = [Verdict[name] for name in facts.parts]
     reasons = list(facts.reasons)
+    try:
+        parts = [Verdict[name] for name in facts.parts]
+    except KeyError as error:
+        raise NotARun(f"{folder / HARNESS_FILE} names the verdict {error}, which there is not") from error
+    measured: Measured | None = None
+    try:
+        measured = measure(folder, facts)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        parts.append(Verdict.INVALID)
+        reasons.append(f"the recording of the run cannot be read: {error}")
     if not facts.finished:
         parts.append(Verdict.ABORTED)
         reasons.append("the harness ended before the run did: killed, or the machine went down")
@@ -230,6 +239,7 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
         "commit": facts.commit,
         "version": facts.version,
         "judged_by": __version__,
+        "checker": fingerprint(),
         "machine": facts.machine,
         "started_at": facts.started_at,
         "origin_unix": facts.origin_unix,
@@ -240,6 +250,7 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
         "reasons": reasons,
         "anomalies": judgement.anomalies if judgement else {},
         "unchecked": judgement.unchecked if judgement else {},
+        "undecided": judgement.undecided if judgement else {},
         "witnesses": msgspec.to_builtins(judgement.witnesses) if judgement else [],
         "unresolved": judgement.unresolved if judgement else None,
         "sometimes": judgement.sometimes if judgement else {},

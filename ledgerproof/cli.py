@@ -26,6 +26,7 @@ from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.explain_command import explain_command, run_folder, sometimes_command
 from ledgerproof.judge_command import judge_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
@@ -372,7 +373,7 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
     from ledgerproof.assess import VERDICT_FILE  # noqa: PLC0415 - slow to import
     from reports.render import render  # noqa: PLC0415 - slow to import
 
-    folder = _run_folder(run)
+    folder = run_folder(run)
     with Progress().step(f"Rendering {folder}"):
         page = render(folder)
     try:
@@ -398,23 +399,31 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
 )
 @json_flag
 def check_command(*, run: Path | None, write: bool, judges: str | None, as_json: bool) -> int:
-    """Judge the stored run folder RUN (the newest run if left out) again, from its evidence alone."""
+    """Judge the stored run folder RUN (the newest run if left out) again, from its evidence alone.
+
+    Says which version judged it before, and what is different now. Runs of older versions are judged by what they
+    hold; codes that they are too old for are named.
+    """
     from ledgerproof.assess import assess, read_facts, write_verdict  # noqa: PLC0415 - slow to import
+    from ledgerproof.rejudge import compare  # noqa: PLC0415 - slow to import
     from reports.render import render  # noqa: PLC0415 - slow to import
 
     asked = None if judges is None else _other_judges(judges)
-    folder = _run_folder(run)
+    folder = run_folder(run)
     progress = Progress()
     with progress.step(f"Checking {folder}") as step:
         verdict = assess(folder, read_facts(folder), asked)
+        compared = compare(folder, verdict)
         step.detail = f"{len(verdict['anomalies'])} rules"
     if write:
         write_verdict(folder, verdict)
         render(folder)
     if as_json:
-        print_json(verdict)
+        print_json({**verdict, "compared": msgspec.to_builtins(compared)})
     else:
         print_summary(verdict, folder)
+        for line in compared.lines():
+            click.echo(f"  {line}")
     return int(verdict["exit_code"])
 
 
@@ -433,6 +442,8 @@ def _other_judges(text: str) -> list[str]:
 
 cli.add_command(judge_command)
 cli.add_command(sim_command)
+cli.add_command(explain_command)
+cli.add_command(sometimes_command)
 cli.add_command(shards_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
@@ -521,19 +532,6 @@ def _number(value: float | None, unit: str) -> str:
     digits = 4 if unit == "%" else 1
     text = f"{value:.{digits}f}" if value != int(value) else f"{value:.0f}"
     return f"{text} {unit}"
-
-
-def _run_folder(run: Path | None) -> Path:
-    """Return the run folder that was named, by path or by id, or the newest one."""
-    if run is None:
-        runs = sorted(path for path in RUNS_FOLDER.glob("*") if path.is_dir())
-        if not runs:
-            raise NotARun(f"there is no run in {RUNS_FOLDER}: start one with `ledgerproof prove`")
-        return runs[-1]
-    for folder in (run, RUNS_FOLDER / run):
-        if folder.is_dir():
-            return folder
-    raise NotARun(f"{run} is not a run folder: no such directory")
 
 
 # -- errors --------------------------------------------------------------------------------------------

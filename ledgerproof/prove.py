@@ -360,8 +360,7 @@ async def _load_and_collect(job: Job) -> None:
         recording.timeline.phase("seed")
         with timed(recording.facts, "seed_s"), job.progress.step(f"Opening {len(job.schedule.seed_deposits)} wallets"):
             await player.seed()
-            await player.open(drift.deposit(job.options.seed))
-            await drift.plant()
+            await drift.plant(job.options.seed, player.open)
         watching = asyncio.create_task(drift.run(), name="drift")
         # From here until all is drained, so that backlogs are seen to come down.
         sampler.start()

@@ -29,9 +29,10 @@ class Witness:
     event_id: str | None = None
     attempt: int | None = None
     fault_id: int | None = None
+    shard: int | None = None
 
 
-PLACES: Final = ("key", "user", "seq", "match_id", "bet_id", "event_id", "attempt", "fault_id")
+PLACES: Final = ("key", "user", "seq", "match_id", "bet_id", "event_id", "attempt", "fault_id", "shard")
 """What a witness names besides its sentence: the columns of a violation that say where to look."""
 
 

@@ -194,7 +194,10 @@ def a23_event_order(run: Run) -> Found:
     split = firsts.group_by("topic", "key").agg(pl.col("partition").unique().sort().alias("partitions"))
     return first + found(
         "A23",
-        split.filter(pl.col("partitions").list.len() > 1).sort("topic", "key").rename({"key": "record_key"}),
+        split.filter(pl.col("partitions").list.len() > 1)
+        .sort("topic", "key")
+        .rename({"key": "record_key"})
+        .with_columns(pl.col("record_key").cast(pl.Int64, strict=False).alias("user")),
         lambda row: f"{row['topic']} has key {row['record_key']} in partitions {row['partitions']}",
     )
 

@@ -132,48 +132,76 @@ def a35_blind_reconciliation(run: Run) -> Found:
     """A35 blind reconciliation: a planted drift that the service's own reconciliation did not report in time.
 
     The timeline says what was planted (`drift_planted`): in whose balance, how the reconciler names such a mismatch, by
-    when, and whose passes count. A finding of that name and wallet, stored on that server after the planting and by
-    then, must be among the reconciler's. A drift that was repaired before its time was over is V03's.
+    when, and whose passes count. It is blind when
+
+    - a pass on that server that began after the drift was measured, saw everything (it is not INCOMPLETE) and ended
+      before the repair did not report that name of that wallet, or
+    - no pass had reported it when its time (`within_s`) was over.
+
+    A drift that was repaired before either happened is V03's.
     """
     drifts = run.drifts
     if drifts.is_empty():
         return NOTHING
-    judged = drift_reports(run).filter(
-        pl.col("repaired").is_null() | (pl.col("repaired") >= pl.col("planted") + pl.col("within_s"))
-    )
+    over = pl.col("repaired").is_null() | (pl.col("repaired") >= pl.col("planted") + pl.col("within_s"))
+    judged = drift_reports(run)
     return found(
         "A35",
-        judged.filter(~pl.col("seen")).sort("planted"),
+        judged.filter(pl.col("blind") | (~pl.col("seen") & over)).sort("planted"),
         lambda row: (
-            f"the balance of user {row['user']} on {row['node']} was made wrong at {seconds(row['planted'])}; within"
-            f" {row['within_s']:.0f} s no pass reported {row['code']} for it"
+            f"the balance of user {row['user']} on {row['node']} was made wrong at {seconds(row['planted'])}; "
+            + (
+                f"a later pass (run {row['blind_run']}) saw everything and did not report {row['code']} for it"
+                if row["blind"]
+                else f"within {row['within_s']:.0f} s no pass reported {row['code']} for it"
+            )
             + (f" (other findings: {', '.join(row['found_code'])})" if row["found_code"] else "")
         ),
     )
 
 
 def drift_reports(run: Run) -> pl.DataFrame:
-    """Return the planted drifts (`Run.drifts`) with `seen`, whether reconciliation reported them as it must.
+    """Return the planted drifts (`Run.drifts`) with `seen`, `blind`, `blind_run` and `found_code`.
 
-    Also `found_code`: everything it reported of the wallet. Raises MissingEvidence without the reconciler's findings.
+    `seen`: a pass that counts reported it in time. `blind`: one that should have reported it did not; `blind_run` is
+    the first of these. `found_code`: everything that was reported of the wallet on that server. Raises MissingEvidence
+    without the reconciler's findings.
     """
     drifts = run.drifts.drop_nulls(["user", "within_s"])
-    findings = run.table("reconciliations").drop_nulls("code")
-    findings = findings.select(
+    origin, slack = run.config.origin_unix, run.clock_slack_s
+    passes = run.table("reconciliations").select(
         pl.col("server").alias("node"),
-        pl.col("user_id").alias("user"),
+        "run_id",
+        "state",
+        pl.col("requested_by").alias("by"),
+        pl.col("user_id").alias("found_user"),
         pl.col("code").alias("found_code"),
-        pl.col("requested_by").alias("found_by"),
+        "started_at",
         "finished_at",
     )
-    pairs = drifts.join(findings, on=["node", "user"], how="left")
-    reported = pl.col("found_code") == pl.col("code")
-    by = pl.col("requested_by").is_null() | (pl.col("requested_by") == pl.col("found_by"))
-    if run.config.origin_unix is None:
-        in_time = pl.lit(True)
+    pairs = drifts.join(passes, on="node", how="left")
+    own = pl.col("found_user") == pl.col("user")
+    counts = pl.col("requested_by").is_null() | (pl.col("requested_by") == pl.col("by"))
+    if origin is None:
+        began_after, ended_before, in_time = pl.lit(False), pl.lit(False), pl.lit(True)
     else:
-        at, slack = pl.col("finished_at") - run.config.origin_unix, run.clock_slack_s
-        in_time = at.is_between(pl.col("planted") - slack, pl.col("planted") + pl.col("within_s") + slack)
-    return pairs.group_by("node", "user", "code", "planted", "measured", "repaired", "within_s").agg(
-        (reported & by & in_time).fill_null(False).any().alias("seen"), pl.col("found_code").drop_nulls().unique()
+        began_after = pl.col("started_at") - origin > pl.col("measured") + slack
+        ended_before = pl.col("repaired").is_null() | (pl.col("finished_at") - origin < pl.col("repaired") - slack)
+        in_time = (pl.col("finished_at") - origin).is_between(
+            pl.col("planted") - slack, pl.col("planted") + pl.col("within_s") + slack
+        )
+    names = ["node", "user", "code", "planted", "measured", "repaired", "within_s"]
+    by_pass = pairs.group_by(*names, "run_id", maintain_order=True).agg(
+        (own & (pl.col("found_code") == pl.col("code"))).fill_null(False).any().alias("reported"),
+        pl.col("found_code").filter(own).drop_nulls().alias("found_code"),
+        (counts & in_time).fill_null(False).any().alias("in_time"),
+        (counts & began_after & ended_before & (pl.col("state") != "INCOMPLETE")).fill_null(False).any().alias("due"),
+        pl.col("finished_at").first(),
+    )
+    missed = pl.col("due") & ~pl.col("reported")
+    return by_pass.group_by(names).agg(
+        (pl.col("reported") & pl.col("in_time")).any().alias("seen"),
+        missed.any().alias("blind"),
+        pl.col("run_id").sort_by("finished_at").filter(missed.sort_by("finished_at")).first().alias("blind_run"),
+        pl.col("found_code").list.explode(keep_nulls=False, empty_as_null=False).unique().sort(),
     )

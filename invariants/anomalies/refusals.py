@@ -4,14 +4,14 @@ from typing import Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from invariants.anomalies.common import NOTHING, Found, acknowledged, found, seconds
 from invariants.anomalies.settlement import reserve_rule
 from invariants.fates import REFUSED_STATUS
 from invariants.run import Run
 
-STATES: Final = ("ABSENT", "OPEN", "CLOSED", "SETTLING", "SETTLED", "VOID")
-"""What a match can be; ABSENT is the match before it was created."""
+Numbers = NDArray[np.int64]
 
 REASONS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("bet", "MATCH_CLOSED"): ("CLOSED", "SETTLING", "SETTLED", "VOID"),
@@ -23,7 +23,8 @@ REASONS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     (op, "UNKNOWN_MATCH"): ("ABSENT",)
     for op in ("bet", "cancel", "close_match", "settle_match", "void_match", "resettle_match")
 }
-"""(operation, reason of its refusal) → the states of its match in which the reason is true. To ask for a state that
+"""(operation, reason of its refusal) → the states of its match in which the reason is true; ABSENT is the match before
+it was created. To ask for a state that
 the match has reached already is a replay and not refused."""
 
 ENTERED_BY: Final = {
@@ -182,7 +183,7 @@ def _placed(run: Run, refused: pl.DataFrame, wallets: pl.DataFrame) -> pl.DataFr
     )
 
 
-def least_between(values: "np.ndarray", low: "np.ndarray", high: "np.ndarray") -> "np.ndarray":  # type: ignore[type-arg]
+def least_between(values: Numbers, low: Numbers, high: Numbers) -> Numbers:
     """Return the least of values[low[i]] … values[high[i]] for each i; all three hold integers, low ≤ high.
 
     Two overlapping stretches of a power of two cover each range; the minima of all stretches of one such length

@@ -55,7 +55,7 @@ def v03_fault_unmeasured(run: Run) -> Found:
     """V03 fault unmeasured: a fault was requested and its start or its end was never seen from outside.
 
     So too a drift that was planted and not seen in the store, or not seen repaired, or repaired before reconciliation
-    had its time to report it and without its report.
+    had either reported it or missed it (A35).
     """
     return _unmeasured_faults(run) + _unmeasured_drifts(run)
 
@@ -66,7 +66,9 @@ def _unmeasured_drifts(run: Run) -> Found:
     reports = drift_reports(run)
     unread = run.drifts.join(reports.select("node", "user"), on=["node", "user"], how="anti", nulls_equal=True)
     early = pl.col("repaired") < pl.col("planted") + pl.col("within_s")
-    wrong = reports.filter(pl.col("measured").is_null() | pl.col("repaired").is_null() | (early & ~pl.col("seen")))
+    wrong = reports.filter(
+        pl.col("measured").is_null() | pl.col("repaired").is_null() | (early & ~pl.col("seen") & ~pl.col("blind"))
+    )
     return _sentences(
         "V03", [f"a drift was planted on {node}, and the timeline does not say in what" for node in unread["node"]]
     ) + found(

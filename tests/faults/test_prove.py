@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from invariants.anomalies import CHECKS
+from invariants.timeline import load_timeline
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 150.0
@@ -125,6 +126,7 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     assert verdict["residue"] == []
     assert verdict["reconciliation"]["passes"] >= 1
     assert verdict["reconciliation"]["findings"] == {}
+    assert verdict["reconciliation"]["planted"] >= 1
     assert verdict["reconciliation"]["problems"] == []
     assert [(fault["kind"], fault["target"][:2]) for fault in verdict["faults"]] == [
         ("kill", "pg"),
@@ -140,6 +142,9 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     assert {row["metric"] for row in verdict["sla"]} >= {"Availability", "API p99", "Duplicate entries"}
 
     (run,) = place.glob("reports/runs/*")
+    timeline = load_timeline(run)
+    planted = timeline.filter(timeline["kind"].str.starts_with("drift_"))
+    assert planted["kind"].to_list() == ["drift_planted", "drift_measured", "drift_repaired"]
     for name in ("report.html", "config.json", "timeline.parquet", "series.parquet", "snapshot-2/ledger.parquet"):
         assert (run / name).stat().st_size > 0
     assert "password" not in (run / "config.json").read_text()

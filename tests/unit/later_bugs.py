@@ -304,6 +304,11 @@ def drift_is_reported_only_when_asked(w: World) -> None:
     w.tables["reconciliations"][-1]["requested_by"] = "prove"
 
 
+def pass_saw_everything_but_the_drift(w: World) -> None:
+    plant(w, reported=False)
+    next(row for row in w.timeline if row["kind"] == "drift_repaired")["t"] = 9.0
+
+
 LATER_BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A08", withdrawal_refused_though_the_funds_were_there, "rich", set()),
     ("A08", bet_refused_though_its_reserve_was_there, "rich", set()),
@@ -338,5 +343,6 @@ LATER_BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A35", drift_is_reported_too_late, None, set()),
     ("A35", drift_is_reported_as_something_else, None, set()),
     ("A35", drift_is_reported_only_when_asked, None, set()),
+    ("A35", pass_saw_everything_but_the_drift, None, set()),
 ]
 """code, bug, key of the witness (None: it has none), other codes that may fire with it"""

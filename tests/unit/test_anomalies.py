@@ -5,7 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from honest_world import ANN, BOB, CYD, DEE, EVE, FAY, M_AGAIN, M_OPEN, M_SETTLED, M_VOID, World, small_world, uuid_of
+from honest_world import (
+    ANN,
+    BOB,
+    CYD,
+    DEE,
+    EVE,
+    FAY,
+    M_AGAIN,
+    M_OPEN,
+    M_SETTLED,
+    M_VOID,
+    ORIGIN_UNIX_S,
+    World,
+    small_world,
+    uuid_of,
+)
 from later_bugs import LATER_BUGS, plant, refuse_bet, sample, shard_of_ann_moves
 
 from invariants.anomalies import CHECKS
@@ -909,4 +924,8 @@ def test_drift_repaired_before_its_time_proves_nothing() -> None:
     world = small_world()
     plant(world, reported=False)
     next(row for row in world.timeline if row["kind"] == "drift_repaired")["t"] = 20.0
+    # A pass that could not see everything need not have seen it, nor one that began before.
+    world.tables["reconciliations"][-1]["state"] = "INCOMPLETE"
+    assert fired(judge(world.run())) == {"V03"}
+    world.tables["reconciliations"][-1].update(state="CLEAN", started_at=ORIGIN_UNIX_S + 1.05)
     assert fired(judge(world.run())) == {"V03"}

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from invariants.judges.opinion import Opinion
-from invariants.judges.replay import book, events, keys, money, sessions, wallets
+from invariants.judges.replay import book, events, keys, money, recovery, refusals, sessions, wallets
 from invariants.judges.replay.case import Case, Finding
 from invariants.run import Run
-from invariants.snapshot import MissingEvidence
+from invariants.snapshot import MissingEvidence, NotRecorded
 from invariants.subjects import kept, subject_of
 
 NAME: Final = "replay"
@@ -29,6 +29,7 @@ RULES: Final[dict[str, Rule]] = {
     "A05": keys.a05_replay_diverges,
     "A06": wallets.a06_overdraft,
     "A07": wallets.a07_negative,
+    "A08": refusals.a08_wrong_refusal,
     "A09": wallets.a09_broken_chain,
     "A10": wallets.a10_seq,
     "A11": events.a11_projection,
@@ -37,8 +38,10 @@ RULES: Final[dict[str, Rule]] = {
     "A14": sessions.a14_real_time_order,
     "A15": sessions.a15_session,
     "A16": sessions.a16_own_writes,
+    "A17": sessions.a17_too_stale,
     "A18": sessions.a18_dishonest_flag,
     "A19": sessions.a19_impossible_read,
+    "A20": sessions.a20_fractured,
     "A21": events.a21_event_lost,
     "A22": events.a22_effect_repeated,
     "A23": events.a23_event_order,
@@ -50,7 +53,10 @@ RULES: Final[dict[str, Rule]] = {
     "A29": book.a29_illegal_transition,
     "A30": wallets.a30_escrow_leak,
     "A31": wallets.a31_wrong_shard,
+    "A32": recovery.a32_zombie_write,
     "A33": wallets.a33_rewritten,
+    "A34": recovery.a34_no_recovery,
+    "A35": recovery.a35_blind_reconciliation,
 }
 """Code → its rule: every anomaly, but not V01–V06, which are about the evidence and not about the service."""
 
@@ -68,6 +74,8 @@ def judge(run: Run) -> Opinion:
     for code, rule in RULES.items():
         try:
             found[code] = kept(subject_of(code, finding.place) for finding in rule(case))
+        except NotRecorded:
+            continue  # The run is older than what this code needs: no judge decides it.
         except MissingEvidence as error:
             undecided[code] = str(error)
         except Exception as error:  # noqa: BLE001 - a rule that raises has decided nothing, and must say so

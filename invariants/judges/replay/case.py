@@ -4,6 +4,7 @@ Everything is read from the raw records and tables; nothing is taken from the fo
 `invariants.fates`, so that an error in those has no twin here.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from functools import cached_property
 from typing import Any, Final
 from uuid import UUID
 
-from invariants.run import Run
+from invariants.history import ANSWERED
+from invariants.run import CLOCK_SLACK_S, DRIFT_KINDS, WALL_CLOCK_DRIFT, Run
 from invariants.snapshot import MissingEvidence, Snapshot
 from reference.commands import BALANCE_TOPIC, DLQ_TOPIC, TOPIC_OF
 from reference.routing import SHARDS, shard_of_match
@@ -64,7 +66,7 @@ class Attempt:
 
     def __getattr__(self, name: str) -> Any:
         """Return a column: of the answer those that an answer says, all others of the request."""
-        if name in ("status", "outcome", "replayed", "seq", "balance", "source", "stale"):
+        if name in ANSWERED:
             return self.answer.get(name)
         if name in self.said:
             return self.said[name]
@@ -251,7 +253,7 @@ class Case:
     def table(self, name: str) -> list[Row]:
         """Return the rows of a table of the judged snapshot. Raises MissingEvidence."""
         if name not in self._tables:
-            self._tables[name] = _rows(self.run.second or self.run.first, name)
+            self._tables[name] = rows_of(self.run.second or self.run.first, name)
         return self._tables[name]
 
     # -- what the clients were told
@@ -363,6 +365,40 @@ class Case:
         """Ids of the events in the dead letter topic."""
         return {r["event_id"] for r in self.table("kafka") if r["topic"] == DLQ_TOPIC and r["event_id"] is not None}
 
+    # -- what was done to the service, and by which clock
+
+    @cached_property
+    def timeline(self) -> list[Row]:
+        """The rows of the timeline."""
+        return self.run.timeline.to_dicts()
+
+    @cached_property
+    def series(self) -> list[Row]:
+        """The measured samples."""
+        return self.run.series.to_dicts()
+
+    @cached_property
+    def clock_slack_s(self) -> float:
+        """How far the service's clock and the run's may be apart, seconds."""
+        drifts = [abs(row["value"]) for row in self.series if row["name"] == WALL_CLOCK_DRIFT]
+        return CLOCK_SLACK_S + max(drifts, default=0.0)
+
+    @cached_property
+    def drifts(self) -> list[Row]:
+        """The planted drifts: node, user, code, within_s, requested_by, planted, measured, repaired."""
+        drifts: dict[tuple[str, int], Row] = {}
+        for row in self.timeline:
+            if row["kind"] not in DRIFT_KINDS:
+                continue
+            said = fields_of(row["detail"])
+            drift = drifts.setdefault((row["node"], said.get("user")), dict.fromkeys(DRIFT_KINDS.values()))
+            name = DRIFT_KINDS[row["kind"]]
+            drift[name] = row["t"] if drift[name] is None else min(row["t"], drift[name])
+            if row["kind"] == "drift_planted" and "node" not in drift:
+                drift |= {"node": row["node"]}
+                drift |= {column: said.get(column) for column in ("user", "code", "within_s", "requested_by")}
+        return [drift for drift in drifts.values() if drift.get("user") is not None]
+
     # -- routing
 
     @cached_property
@@ -389,13 +425,18 @@ class Case:
         return {shard: config.servers[holder] for shard, holder in enumerate(config.routing)}
 
 
-def _rows(snapshot: Snapshot, name: str) -> list[Row]:
+def fields_of(payload: str | None) -> Row:
+    """Return the fields of a JSON object; none for text that is no such object."""
+    try:
+        value = json.loads(payload or "")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def rows_of(snapshot: Snapshot, name: str) -> list[Row]:
+    """Return the rows of a table of a snapshot. Raises MissingEvidence."""
     return snapshot.table(name).to_dicts()
-
-
-def ledger_of(snapshot: Snapshot) -> list[Row]:
-    """Return the ledger rows of a snapshot. Raises MissingEvidence."""
-    return _rows(snapshot, "ledger")
 
 
 def first_by(rows: Iterable[Row], name: str) -> dict[Any, Row]:

@@ -1,6 +1,5 @@
 """A01–A05: each key's story against what is stored under it."""
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -8,6 +7,7 @@ from invariants.history import FINAL_RETRY
 from invariants.judges.replay.case import (
     OTHER_BODY,
     ROLLBACK,
+    SYSTEM,
     Attempt,
     Case,
     Entry,
@@ -15,7 +15,7 @@ from invariants.judges.replay.case import (
     KeyName,
     Row,
     Story,
-    ledger_of,
+    rows_of,
     several,
 )
 from invariants.judges.replay.plain import distinct
@@ -40,8 +40,6 @@ FORMS: Final = {
 
 CORRECTIONS: Final = {"TAKE_BACK", "COMMISSION_BACK", "ADVANCE"}
 """Kinds that only a settlement that corrects another can post."""
-
-_SYSTEM_KEY: Final = re.compile(r"ledger:(?P<kind>[^:]*):(?P<bet>[^:]*):(?P<version>-?\d+)")
 
 
 def effects(case: Case) -> dict[KeyName, int | None]:
@@ -177,18 +175,19 @@ def _founded(
     settled: set[tuple[str, int]],
     cancelled: set[str],
 ) -> bool:
-    parts = _SYSTEM_KEY.fullmatch(entry.key)
-    if parts is None or FORMS.get(parts["kind"]) != (entry.type, entry.contra):
+    # Exactly the key such an entry has: ledger:KIND:bet:version.
+    kind = entry.key.removeprefix(SYSTEM).split(":")[0]
+    version = entry.version
+    if version is None or entry.key != f"{SYSTEM}{kind}:{entry.bet_id}:{version}":
         return False
-    version = int(parts["version"])
-    if (parts["bet"], version) != (entry.bet_id, entry.version):
+    if FORMS.get(kind) != (entry.type, entry.contra):
         return False
     rows = bets.get((entry.user, entry.bet_id), [])
     if not rows or rows[0]["match_id"] != entry.match_id:
         return False
     if version == 0:
-        return parts["kind"] == "REFUND" and entry.bet_id in cancelled
-    if parts["kind"] in CORRECTIONS and version < 2:
+        return kind == "REFUND" and entry.bet_id in cancelled
+    if kind in CORRECTIONS and version < 2:
         return False
     return (entry.match_id, version) in settled
 
@@ -244,7 +243,12 @@ def a05_replay_diverges(case: Case) -> Iterator[Finding]:
     """A05: two answers of a key contradict each other or its entry; or a 409 although there was no other body."""
     bets = bets_by_place(case)
     entries = _by_key(case)
-    before = {(r["user_id"], r["idempotent_key"]): r["seq"] for r in ledger_of(case.run.first)}
+    before = {("ledger", r["user_id"], r["idempotent_key"]) for r in rows_of(case.run.first, "ledger")}
+    before |= {
+        ("cancel", r["user_id"], r["idempotent_key"])
+        for r in rows_of(case.run.first, "cancels")
+        if r["outcome"] == "ACCEPTED"
+    }
     rows_of_cancels: dict[KeyName, list[Row]] = {}
     for row in case.table("cancels"):
         rows_of_cancels.setdefault(("cancel", row["user_id"], row["idempotent_key"]), []).append(row)
@@ -252,11 +256,11 @@ def a05_replay_diverges(case: Case) -> Iterator[Finding]:
         reasons: list[str] = []
         if story.family in ("ledger", "cancel"):
             reasons += _contradictions(story) + _wrongly_other(story)
+            if case.run.second is not None and story.name in before:
+                reasons += _late_originals(story)
         if story.family == "ledger":
             held = entries.get((story.user, story.key), [])
             reasons += _not_the_entry(story, held) + _mixed(story, held, bets)
-            if case.run.second is not None:
-                reasons += _late_originals(story, before)
         if story.family == "cancel" and story.fate == "MUST":
             first = min(story.oks, key=lambda a: (a.t_invoke, a.number))
             reasons += [
@@ -318,9 +322,7 @@ def _mixed(story: Story, entries: list[Entry], bets: dict[tuple[int, str | None]
     ]
 
 
-def _late_originals(story: Story, before: dict[tuple[int, str], int]) -> list[str]:
-    if story.user is None or story.key is None or (story.user, story.key) not in before:
-        return []
+def _late_originals(story: Story) -> list[str]:
     return [
         f"its retry at {a.t_invoke:.3f} s was answered as if it were the first; the first snapshot holds it"
         for a in story.oks

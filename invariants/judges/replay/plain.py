@@ -1,6 +1,5 @@
 """Small helpers over rows that several themes of the replay judge share."""
 
-import json
 from collections.abc import Iterable
 
 from invariants.judges.replay.case import Row
@@ -18,12 +17,3 @@ def up(numerator: int, denominator: int) -> int:
     """Return numerator / denominator rounded up; the denominator is above zero."""
     quotient, rest = divmod(numerator, denominator)
     return quotient + (1 if rest else 0)
-
-
-def fields_of(payload: str | None) -> Row:
-    """Return the fields of a JSON payload; none for text that is no JSON object."""
-    try:
-        value = json.loads(payload or "")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

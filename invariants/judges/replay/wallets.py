@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
-from invariants.judges.replay.case import Case, Entry, Finding, ledger_of
+from invariants.judges.replay.case import Case, Entry, Finding, rows_of, walk
 from reference.routing import SHARDS
 
 
@@ -59,20 +59,27 @@ def final_matches(case: Case) -> set[str]:
 
 def a12_money(case: Case) -> Iterator[Finding]:
     """A12: wallets, house and escrow do not hold what came from outside; or one match's escrow is not its bets'."""
-    held = sum(wallet[-1].snapshot for wallet in case.wallets.values())
+    yield from _whole(case.wallets, "at the end")
+    if case.run.second is not None:
+        yield from _whole(walk(rows_of(case.run.first, "ledger")), "in the first snapshot")
+    yield from _escrow_of_matches(case)
+
+
+def _whole(wallets: dict[int, list[Entry]], when: str) -> Iterator[Finding]:
+    held = sum(wallet[-1].snapshot for wallet in wallets.values())
     accounts = {"HOUSE": 0, "ESCROW": 0, "EXTERNAL": 0}
-    for entry in case.entries:
-        if entry.contra in accounts:
-            accounts[entry.contra] -= entry.amount
+    for wallet in wallets.values():
+        for entry in wallet:
+            if entry.contra in accounts:
+                accounts[entry.contra] -= entry.amount
     off = held + sum(accounts.values())
     if off:
         yield Finding(
             "A12",
-            f"wallets hold {held}, house {accounts['HOUSE']}, escrow {accounts['ESCROW']}, and"
+            f"{when} wallets hold {held}, house {accounts['HOUSE']}, escrow {accounts['ESCROW']}, and"
             f" {-accounts['EXTERNAL']} came from outside: {off:+d}",
             {},
         )
-    yield from _escrow_of_matches(case)
 
 
 def _escrow_of_matches(case: Case) -> Iterator[Finding]:
@@ -139,7 +146,7 @@ def a33_rewritten(case: Case) -> Iterator[Finding]:
     """A33: a row of the first snapshot is gone or differs in the second, or one appeared below what was there."""
     if case.run.second is None:
         return
-    before, after = ledger_of(case.run.first), ledger_of(case.run.second)
+    before, after = rows_of(case.run.first, "ledger"), rows_of(case.run.second, "ledger")
     kept = {tuple(row.items()) for row in after}
     known = {(row["user_id"], row["seq"], row["idempotent_key"]) for row in before}
     seen: dict[int, int] = {}

@@ -18,7 +18,7 @@ WHERE EXISTS (SELECT 1 FROM timeline WHERE kind = 'fault_requested' AND fault_id
 SELECT 'the run' AS subject FROM drifts WHERE wallet IS NULL OR within_s IS NULL
 UNION ALL
 SELECT 'node ' || said(node) || ' user ' || wallet FROM reported_drifts
-WHERE measured IS NULL OR repaired IS NULL OR (repaired < planted + within_s AND NOT seen)
+WHERE measured IS NULL OR repaired IS NULL OR (repaired < planted + within_s AND NOT seen AND NOT blind)
 UNION ALL
 SELECT 'fault_id ' || fault_id
 FROM timeline WHERE fault_id IS NOT NULL GROUP BY fault_id
