@@ -64,7 +64,7 @@ GRAINS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "A35": (("node", "user"),),
     "V01": (),
     "V02": (),
-    "V03": (("fault_id",),),
+    "V03": (("fault_id",), ("node", "user")),
     "V04": (),
     "V05": (),
     "V06": (),

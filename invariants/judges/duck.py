@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from invariants import history, timeline
 from invariants.files import sha256_of
 from invariants.judges.opinion import Opinion
 from invariants.run import Run
-from invariants.snapshot import TABLES, Snapshot
+from invariants.snapshot import ADDED_COLUMNS, ADDED_TABLES, EVIDENCE, TABLES, MissingEvidence, Snapshot
 from invariants.subjects import MAX_SUBJECTS, WHOLE_RUN
 from reference.commands import BALANCE_TOPIC, TOPIC_OF
 from reference.routing import SHARDS
@@ -33,7 +33,18 @@ THREADS: Final = 2
 MAX_SPILL_MB: Final = 50_000
 """What it may spill. A run that needs more is not decided, and therefore INVALID."""
 
-FILES: Final = ("evidence", "keys", "wallets", "sessions", "events", "settlement", "validity")
+FILES: Final = (
+    "evidence",
+    "keys",
+    "wallets",
+    "sessions",
+    "events",
+    "settlement",
+    "refusals",
+    "writers",
+    "recovery",
+    "validity",
+)
 """Files of `sql/`. Blocks with small names make tables, in this order; a block named like a code decides it."""
 
 _log = logging.getLogger(__name__)
@@ -149,10 +160,11 @@ def _lay_out(run: Run, database: duckdb.DuckDBPyConnection, place: Path) -> dict
     _configuration(run, database)
     database.execute("CREATE SCHEMA first")
     missing: dict[str, list[str]] = {}
-    for name, schema in TABLES.items():
-        problems = [_snapshot_view(database, f"main.{name}", run.final, schema, place)]
+    older = run.config.evidence < EVIDENCE
+    for name in TABLES:
+        problems = [_snapshot_view(database, f"main.{name}", run.final, place, older=older)]
         if run.second is not None:
-            problems.append(_snapshot_view(database, f"first.{name}", run.first, schema, place))
+            problems.append(_snapshot_view(database, f"first.{name}", run.first, place, older=older))
         elif problems == [None]:
             database.execute(f"CREATE VIEW first.{name} AS FROM main.{name}")
         said = [problem for problem in problems if problem is not None]
@@ -162,10 +174,14 @@ def _lay_out(run: Run, database: duckdb.DuckDBPyConnection, place: Path) -> dict
 
 
 def _snapshot_view(
-    database: duckdb.DuckDBPyConnection, name: str, snapshot: Snapshot, schema: dict[str, pl.DataType], place: Path
+    database: duckdb.DuckDBPyConnection, name: str, snapshot: Snapshot, place: Path, *, older: bool
 ) -> str | None:
+    """Make the view of one table and return None, or why it is not whole; an older run may lack what came later."""
     table = name.split(".")[1]
+    schema = TABLES[table]
     source = snapshot.raw(table)
+    if source is None and older and table in ADDED_TABLES:
+        source = pl.DataFrame(schema=schema)
     if source is None:
         return f"{snapshot.name} has no table {table}"
     if isinstance(source, pl.DataFrame):
@@ -177,9 +193,10 @@ def _snapshot_view(
     except duckdb.Error as error:
         return f"{snapshot.name} table {table} cannot be read: {str(error).splitlines()[0]}"
     absent = schema.keys() - {str(column) for column, *_ in described}
-    if absent:
-        return f"{snapshot.name} table {table} lacks the columns {', '.join(sorted(absent))}"
-    _view(database, name, [source], schema)
+    later = ADDED_COLUMNS.get(table, frozenset()) if older else frozenset()
+    if absent - later:
+        return f"{snapshot.name} table {table} lacks the columns {', '.join(sorted(absent - later))}"
+    _view(database, name, [source], schema, absent)
     return None
 
 
@@ -191,11 +208,17 @@ def _history(run: Run, database: duckdb.DuckDBPyConnection, place: Path) -> None
         return
     folder = run.folder / history.FOLDER
     parts, problems = _whole_parts(database, folder)
+    absent: set[str] = set()
+    if parts:
+        described = database.execute(
+            "DESCRIBE SELECT * FROM read_parquet(?, union_by_name = true)", [[str(part) for part in parts]]
+        ).fetchall()
+        absent = history.ADDED - {str(column) for column, *_ in described}
     if problems:
         database.executemany("INSERT INTO broken_parts VALUES (?)", [[problem] for problem in problems])
-    _view(
-        database, "history", parts or [_written(pl.DataFrame(schema=history.SCHEMA), place, "history")], history.SCHEMA
-    )
+    if not parts:
+        parts = [_written(pl.DataFrame(schema=history.SCHEMA), place, "history")]
+    _view(database, "history", parts, history.SCHEMA, absent)
 
 
 def _whole_parts(database: duckdb.DuckDBPyConnection, folder: Path) -> tuple[list[Path], list[str]]:
@@ -238,24 +261,37 @@ def _configuration(run: Run, database: duckdb.DuckDBPyConnection) -> None:
     config = run.config
     database.execute(
         "CREATE TABLE config AS SELECT ?::BIGINT AS commission_bps, ?::DOUBLE AS stale_after_s,"
-        " ?::INTEGER AS snapshots, ?::VARCHAR AS balance_topic, ?::BOOLEAN AS lists_servers",
+        " ?::INTEGER AS snapshots, ?::VARCHAR AS balance_topic, ?::BOOLEAN AS lists_servers,"
+        " ?::BIGINT AS max_amount_minor, ?::DOUBLE AS recover_within_s, ?::DOUBLE AS origin_unix,"
+        " ?::INTEGER AS evidence",
         [
             config.commission_bps,
             config.stale_after_s,
             1 if run.second is None else 2,
             BALANCE_TOPIC,
             run.final.lists_servers,
+            config.max_amount_minor,
+            config.recover_within_s,
+            config.origin_unix,
+            config.evidence,
         ],
     )
-    read = sorted(run.final.servers_read()) if run.final.lists_servers else []
     _table(database, "topics (event_type VARCHAR, topic VARCHAR)", [[str(e), t] for e, t in TOPIC_OF.items()])
     _table(database, "operations (op VARCHAR)", [[op] for op in config.operations])
     _table(database, "servers (server VARCHAR)", [[server] for server in config.servers])
-    _table(database, "servers_read (server VARCHAR)", [[server] for server in read])
+    read = [[name, server] for name in ("first", "final") for server in _servers_read(getattr(run, name))]
+    _table(database, "servers_read (snapshot VARCHAR, server VARCHAR)", read)
     if len(config.routing) == SHARDS and config.servers:
         # Without a routing table nobody can say where a wallet belongs; the codes that need it stay undecided.
         routing = [[shard, config.servers[holder]] for shard, holder in enumerate(config.routing)]
         _table(database, "initial_routing (shard BIGINT, server VARCHAR)", routing)
+
+
+def _servers_read(snapshot: Snapshot) -> list[str]:
+    try:
+        return sorted(snapshot.servers_read())
+    except MissingEvidence:
+        return []  # The table that is missing is V05.
 
 
 def _table(database: duckdb.DuckDBPyConnection, form: str, rows: Sequence[Sequence[object]]) -> None:
@@ -273,16 +309,30 @@ def _written(frame: pl.DataFrame, place: Path, name: str) -> Path:
 
 
 def _view(
-    database: duckdb.DuckDBPyConnection, name: str, files: Iterable[Path], schema: dict[str, pl.DataType]
+    database: duckdb.DuckDBPyConnection,
+    name: str,
+    files: Iterable[Path],
+    schema: dict[str, pl.DataType],
+    absent: Collection[str] = (),
 ) -> None:
-    """Make a view of Parquet files with the columns of `schema` and the place of each row: part and line."""
+    """Make a view of Parquet files with the columns of `schema` and the place of each row: part and line.
+
+    Columns that are `absent` are null.
+    """
     listed = ", ".join(_quoted(os.fspath(file)) for file in files)
-    columns = ", ".join(f'"{column}"::{_TYPES[kind]} AS "{column}"' for column, kind in schema.items())
+    columns = ", ".join(
+        f"{'NULL' if column in absent else _named(column)}::{_TYPES[kind]} AS {_named(column)}"
+        for column, kind in schema.items()
+    )
     place = "filename AS part, file_row_number AS line" if name == "history" else "file_row_number AS line"
     database.execute(
         f"CREATE VIEW {name} AS SELECT {columns}, {place}"  # noqa: S608 - names of our own, and quoted paths
-        f" FROM read_parquet([{listed}], filename = true, file_row_number = true)"
+        f" FROM read_parquet([{listed}], filename = true, file_row_number = true, union_by_name = true)"
     )
+
+
+def _named(column: str) -> str:
+    return f'"{column}"'
 
 
 def _quoted(text: str) -> str:

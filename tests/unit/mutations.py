@@ -52,6 +52,8 @@ def mutate(world: World, draw: Draw) -> str:
     """Do one random thing to one row and return what it was."""
     table = TABLES[draw(len(TABLES))]
     rows = rows_of(world, table)
+    if not rows:
+        return f"nothing: {table} is empty"
     at = draw(len(rows))
     row = rows[at]
     action = ACTIONS[draw(len(ACTIONS))]

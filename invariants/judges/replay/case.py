@@ -386,7 +386,7 @@ class Case:
     @cached_property
     def drifts(self) -> list[Row]:
         """The planted drifts: node, user, code, within_s, requested_by, planted, measured, repaired."""
-        drifts: dict[tuple[str, int], Row] = {}
+        drifts: dict[tuple[str, int | None], Row] = {}
         for row in self.timeline:
             if row["kind"] not in DRIFT_KINDS:
                 continue

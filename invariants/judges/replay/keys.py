@@ -1,6 +1,5 @@
 """A01–A05: each key's story against what is stored under it."""
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -8,6 +7,7 @@ from invariants.history import FINAL_RETRY
 from invariants.judges.replay.case import (
     OTHER_BODY,
     ROLLBACK,
+    SYSTEM,
     Attempt,
     Case,
     Entry,
@@ -40,8 +40,6 @@ FORMS: Final = {
 
 CORRECTIONS: Final = {"TAKE_BACK", "COMMISSION_BACK", "ADVANCE"}
 """Kinds that only a settlement that corrects another can post."""
-
-_SYSTEM_KEY: Final = re.compile(r"ledger:(?P<kind>[^:]*):(?P<bet>[^:]*):(?P<version>-?\d+)")
 
 
 def effects(case: Case) -> dict[KeyName, int | None]:
@@ -180,18 +178,19 @@ def _founded(
     settled: set[tuple[str, int]],
     cancelled: set[str],
 ) -> bool:
-    parts = _SYSTEM_KEY.fullmatch(entry.key)
-    if parts is None or FORMS.get(parts["kind"]) != (entry.type, entry.contra):
+    # Exactly the key such an entry has: ledger:KIND:bet:version.
+    kind = entry.key.removeprefix(SYSTEM).split(":")[0]
+    version = entry.version
+    if version is None or entry.key != f"{SYSTEM}{kind}:{entry.bet_id}:{version}":
         return False
-    version = int(parts["version"])
-    if (parts["bet"], version) != (entry.bet_id, entry.version):
+    if FORMS.get(kind) != (entry.type, entry.contra):
         return False
     rows = bets.get((entry.user, entry.bet_id), [])
     if not rows or rows[0]["match_id"] != entry.match_id:
         return False
     if version == 0:
-        return parts["kind"] == "REFUND" and entry.bet_id in cancelled
-    if parts["kind"] in CORRECTIONS and version < 2:
+        return kind == "REFUND" and entry.bet_id in cancelled
+    if kind in CORRECTIONS and version < 2:
         return False
     return (entry.match_id, version) in settled
 

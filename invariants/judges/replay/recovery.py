@@ -155,26 +155,58 @@ def _backlogs(case: Case, storm: Storm, first_fault: float) -> Iterator[Finding]
 
 
 def a35_blind_reconciliation(case: Case) -> Iterator[Finding]:
-    """A35: a planted drift that no pass of the service's reconciliation reported under its name in time."""
-    origin = case.run.config.origin_unix
+    """A35: a pass that had to see a planted drift did not report it, or none had when its time was over."""
     for drift in case.drifts:
-        planted, within_s = drift["planted"], drift["within_s"]
-        if within_s is None or (drift["repaired"] is not None and drift["repaired"] < planted + within_s):
+        if drift["within_s"] is None:
             continue
-        earliest, latest = planted - case.clock_slack_s, planted + within_s + case.clock_slack_s
-        reported = [
-            row
-            for row in case.table("reconciliations")
-            if (row["server"], row["user_id"], row["code"]) == (drift["node"], drift["user"], drift["code"])
-            and (drift["requested_by"] is None or row["requested_by"] == drift["requested_by"])
-            and (
-                origin is None or (row["finished_at"] is not None and earliest <= row["finished_at"] - origin <= latest)
-            )
-        ]
-        if drift["code"] is None or not reported:
+        passes: dict[str, list[Row]] = defaultdict(list)
+        for row in case.table("reconciliations"):
+            if row["server"] == drift["node"]:
+                passes[row["run_id"]].append(row)
+        missed = [name for name, rows in passes.items() if _was_due(case, drift, rows[0]) and not _reports(drift, rows)]
+        seen = any(_in_time(case, drift, rows[0]) and _reports(drift, rows) for rows in passes.values())
+        time_was_over = drift["repaired"] is None or drift["repaired"] >= drift["planted"] + drift["within_s"]
+        if missed or (time_was_over and not seen):
+            why = f"the pass {missed[0]} saw everything" if missed else f"{drift['within_s']:.0f} s went by"
             yield Finding(
                 "A35",
-                f"the balance of user {drift['user']} on {drift['node']} was made wrong at {planted:.3f} s, and within"
-                f" {within_s:.0f} s no pass reported {drift['code']} for it",
+                f"the balance of user {drift['user']} on {drift['node']} was made wrong at {drift['planted']:.3f} s;"
+                f" {why} and {drift['code']} was not reported",
                 {"node": drift["node"], "user": drift["user"]},
             )
+
+
+def _reports(drift: Row, rows: list[Row]) -> bool:
+    """Return whether a pass, given by its rows, reported a drift under its name."""
+    return drift["code"] is not None and any(
+        (row["user_id"], row["code"]) == (drift["user"], drift["code"]) for row in rows
+    )
+
+
+def _counts(drift: Row, row: Row) -> bool:
+    return drift["requested_by"] is None or row["requested_by"] == drift["requested_by"]
+
+
+def _in_time(case: Case, drift: Row, row: Row) -> bool:
+    """Return whether a pass ended between the planting and the end of the drift's time."""
+    origin = case.run.config.origin_unix
+    if not _counts(drift, row) or origin is None:
+        return _counts(drift, row)
+    if row["finished_at"] is None:
+        return False
+    finished = row["finished_at"] - origin
+    latest = drift["planted"] + drift["within_s"] + case.clock_slack_s
+    return bool(drift["planted"] - case.clock_slack_s <= finished <= latest)
+
+
+def _was_due(case: Case, drift: Row, row: Row) -> bool:
+    """Return whether a pass saw everything, began after the drift was measured and ended before it was repaired."""
+    origin = case.run.config.origin_unix
+    if origin is None or None in (drift["measured"], row["started_at"], row["state"]) or not _counts(drift, row):
+        return False
+    if row["state"] == "INCOMPLETE" or row["started_at"] - origin <= drift["measured"] + case.clock_slack_s:
+        return False
+    if drift["repaired"] is None:
+        return True
+    ended = row["finished_at"]
+    return ended is not None and ended - origin < drift["repaired"] - case.clock_slack_s

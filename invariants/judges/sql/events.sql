@@ -6,15 +6,13 @@ WITH told AS (
     UNION ALL SELECT user_id, balance, seq FROM redis
     UNION ALL SELECT user_id, balance, seq FROM kafka WHERE topic = (SELECT balance_topic FROM config)
 ),
--- Where a seq is there twice (A10), its first entry counts.
-places AS (
-    SELECT wallet, seq, balance FROM entries
-    QUALIFY row_number() OVER (PARTITION BY wallet, seq ORDER BY key) = 1
-),
 contradicted AS (
     SELECT user_id FROM told t
-    WHERE NOT (seq = 0 AND balance = 0) AND NOT EXISTS (
-        SELECT 1 FROM places e WHERE e.wallet = t.user_id AND e.seq = t.seq AND e.balance = t.balance
+    WHERE NOT (seq = 0 AND balance = 0)
+        -- What the run planted itself is A35's and V03's.
+        AND user_id NOT IN (SELECT wallet FROM drifts WHERE wallet IS NOT NULL)
+        AND NOT EXISTS (
+        SELECT 1 FROM first_entries e WHERE e.wallet = t.user_id AND e.seq = t.seq AND e.balance = t.balance
     )
 ),
 absent AS (
@@ -75,6 +73,9 @@ WITH unfounded AS (
     UNION ALL
     SELECT event_id FROM payloads ANTI JOIN settlements USING (match_id, settlement_version)
     WHERE event_type = 'MatchSettled'
+    UNION ALL
+    SELECT e.event_id FROM events e JOIN outbox o USING (event_id)
+    WHERE e.timestamp < o.created_at - (SELECT slack_s FROM clock)
 )
 SELECT 'event_id ' || said(event_id) AS subject FROM unfounded
 UNION ALL
@@ -83,44 +84,38 @@ WHERE event_type IN ('BetCreated', 'EntryPosted') AND seq IS NOT NULL
 GROUP BY user_id, seq HAVING count(*) > 1
 
 -- name: A25
--- An event differs when there are rows under its names and its fields are those of none of them.
 WITH differing AS (
-    SELECT p.event_id FROM payloads p JOIN entries e ON e.wallet = p.user_id AND e.seq = p.seq
-    WHERE event_type = 'EntryPosted' GROUP BY p.line, p.event_id
-    HAVING NOT bool_or(
+    SELECT p.event_id FROM payloads p JOIN first_entries e ON e.wallet = p.user_id AND e.seq = p.seq
+    WHERE event_type = 'EntryPosted' AND (
         (p.type, p.amount, p.contra, p.match_id, p.bet_id, p.settlement_version, p.balance)
-        IS NOT DISTINCT FROM (e.type, e.amount, e.contra, e.match_id, e.bet_id, e.version, e.balance)
+        IS DISTINCT FROM (e.type, e.amount, e.contra, e.match_id, e.bet_id, e.version, e.balance)
     )
     UNION ALL
-    SELECT p.event_id FROM payloads p JOIN entries e ON e.wallet = p.user_id AND e.seq = p.seq
-    WHERE event_type = 'BetCreated' GROUP BY p.line, p.event_id
-    HAVING NOT bool_or((p.amount, p.balance, p.bet_id) IS NOT DISTINCT FROM (e.amount, e.balance, e.bet_id))
+    SELECT p.event_id FROM payloads p JOIN first_entries e ON e.wallet = p.user_id AND e.seq = p.seq
+    WHERE event_type = 'BetCreated'
+        AND (p.amount, p.balance, p.bet_id) IS DISTINCT FROM (e.amount, e.balance, e.bet_id)
     UNION ALL
-    SELECT p.event_id FROM payloads p JOIN bets b USING (user_id, bet_id)
-    WHERE event_type = 'BetCreated' GROUP BY p.line, p.event_id
-    HAVING NOT bool_or(
+    SELECT p.event_id FROM payloads p JOIN first_bets b USING (user_id, bet_id)
+    WHERE event_type = 'BetCreated' AND (
         (p.match_id, p.outcome, p.side, p.odds, p.stake, p.reserve)
-        IS NOT DISTINCT FROM (b.match_id, b.outcome, b.side, b.odds, b.stake, b.reserve)
+        IS DISTINCT FROM (b.match_id, b.outcome, b.side, b.odds, b.stake, b.reserve)
     )
     UNION ALL
-    SELECT p.event_id FROM payloads p JOIN fills f USING (match_id, fill_no)
-    WHERE event_type = 'BetMatched' GROUP BY p.line, p.event_id
-    HAVING NOT bool_or(
+    SELECT p.event_id FROM payloads p JOIN first_fills f USING (match_id, fill_no)
+    WHERE event_type = 'BetMatched' AND (
         (p.outcome, p.back_bet_id, p.back_user, p.lay_bet_id, p.lay_user, p.odds, p.stake, p.liability, p.winnings)
-        IS NOT DISTINCT FROM
+        IS DISTINCT FROM
         (f.outcome, f.back_bet_id, f.back_user, f.lay_bet_id, f.lay_user, f.odds, f.stake, f.liability, f.winnings)
     )
     UNION ALL
-    SELECT p.event_id FROM payloads p JOIN orders o USING (bet_id)
-    WHERE event_type = 'BetCancelled' GROUP BY p.line, p.event_id
-    HAVING NOT bool_or(
+    SELECT p.event_id FROM payloads p JOIN first_orders o USING (bet_id)
+    WHERE event_type = 'BetCancelled' AND (
         (p.match_id, p.user_id, p.cancelled_stake, p.refund, p.reason)
-        IS NOT DISTINCT FROM (o.match_id, o.user_id, o.cancelled_stake, o.cancel_refund, o.cancel_reason)
+        IS DISTINCT FROM (o.match_id, o.user_id, o.cancelled_stake, o.cancel_refund, o.cancel_reason)
     )
     UNION ALL
-    SELECT p.event_id FROM payloads p JOIN settlements s USING (match_id, settlement_version)
-    WHERE event_type = 'MatchSettled' GROUP BY p.line, p.event_id
-    HAVING NOT bool_or((p.kind, p.result) IS NOT DISTINCT FROM (s.kind, s.result))
+    SELECT p.event_id FROM payloads p JOIN first_settlements s USING (match_id, settlement_version)
+    WHERE event_type = 'MatchSettled' AND (p.kind, p.result) IS DISTINCT FROM (s.kind, s.result)
 ),
 misplaced AS (
     SELECT e.event_id FROM events e JOIN outbox o USING (event_id)

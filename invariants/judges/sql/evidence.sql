@@ -41,6 +41,7 @@ firsts AS (
 both_ends AS (
     SELECT
         i.attempt, i.client, i.op, i.match_id, i.bet_id, i.selection, i.side, i.odds, i.amount, i.min_seq, i.tag, i.api,
+        i.strong, i.after_seq,
         i.t AS begin_s,
         CASE
             WHEN i.op IN ('deposit', 'withdraw', 'bet') THEN 'ledger'
@@ -59,7 +60,7 @@ both_ends AS (
         -- An attempt that never returned is unknown for ever.
         coalesce(a.record, 'info') AS cls,
         coalesce(a.t, 'Infinity'::DOUBLE) AS end_s,
-        a.status, a.outcome, a.replayed, a.seq, a.balance, a.source, a.stale,
+        a.status, a.outcome, a.replayed, a.seq, a.balance, a.source, a.stale, a.as_of, a.page_rows, a.page_cut,
         a.bet_id AS answered_bet
     FROM (SELECT * FROM firsts WHERE record = 'invoke') i
     LEFT JOIN (SELECT * FROM firsts WHERE record <> 'invoke') a USING (attempt)
@@ -106,6 +107,36 @@ SELECT
     sum(amount) OVER (places ROWS UNBOUNDED PRECEDING) AS replayed
 FROM ledger
 WINDOW places AS (PARTITION BY user_id ORDER BY seq, idempotent_key);
+
+-- name: clock
+-- How far the service's wall clock and the run's clock may be apart: what was measured, and what is not told apart.
+CREATE TABLE clock AS
+SELECT
+    (SELECT origin_unix FROM config) AS origin_unix,
+    0.05 + coalesce((SELECT max(abs(value)) FROM series WHERE name = 'wall_clock_drift_s'), 0) AS slack_s;
+
+-- name: drifts
+-- What the run itself planted in a wallet's stored balance, and what became of it.
+CREATE TABLE drifts AS
+SELECT
+    node, wallet,
+    min(t) FILTER (kind = 'drift_planted') AS planted,
+    min(t) FILTER (kind = 'drift_measured') AS measured,
+    min(t) FILTER (kind = 'drift_repaired') AS repaired,
+    first(code ORDER BY t) FILTER (kind = 'drift_planted') AS code,
+    first(within_s ORDER BY t) FILTER (kind = 'drift_planted') AS within_s,
+    first(requested_by ORDER BY t) FILTER (kind = 'drift_planted') AS requested_by
+FROM (
+    SELECT
+        t, kind, node, (d ->> 'user')::BIGINT AS wallet, d ->> 'code' AS code, (d ->> 'within_s')::DOUBLE AS within_s,
+        d ->> 'requested_by' AS requested_by
+    FROM (
+        SELECT t, kind, node, detail::JSON AS d FROM timeline
+        WHERE kind IN ('drift_planted', 'drift_measured', 'drift_repaired')
+    )
+)
+GROUP BY node, wallet
+HAVING bool_or(kind = 'drift_planted');
 
 -- name: effects
 -- Every key that had an effect, whoever asked for it.
@@ -216,6 +247,18 @@ FROM (
 )
 GROUP BY bet_id;
 
+-- name: first_rows
+-- Of rows that share the name they must have alone, the first counts; that there is another is a code of its own.
+CREATE VIEW first_bets AS
+    SELECT * FROM bets QUALIFY row_number() OVER (PARTITION BY user_id, bet_id ORDER BY line) = 1;
+CREATE VIEW first_orders AS SELECT * FROM orders QUALIFY row_number() OVER (PARTITION BY bet_id ORDER BY line) = 1;
+CREATE VIEW first_fills AS
+    SELECT * FROM fills QUALIFY row_number() OVER (PARTITION BY match_id, fill_no ORDER BY line) = 1;
+CREATE VIEW first_settlements AS
+    SELECT * FROM settlements
+    QUALIFY row_number() OVER (PARTITION BY match_id, settlement_version ORDER BY line) = 1;
+CREATE VIEW first_entries AS SELECT * FROM entries WHERE seq IS DISTINCT FROM before_seq;
+
 -- name: judged_bets
 -- Every bet that became an order: what of it was matched, and what its cancel must return.
 CREATE TABLE judged_bets AS
@@ -228,5 +271,5 @@ SELECT
         AS unused,
     CASE WHEN o.cancelled_stake > 0 THEN unused ELSE 0 END AS returned
 FROM bets b
-JOIN (SELECT * FROM orders QUALIFY row_number() OVER (PARTITION BY bet_id ORDER BY line) = 1) o USING (bet_id)
+JOIN first_orders o USING (bet_id)
 LEFT JOIN matched m USING (bet_id);

@@ -130,9 +130,12 @@ another_body AS (
 ),
 claimed_late AS (
     SELECT a.wallet, a.key FROM attempts a
-    JOIN first.ledger l ON l.user_id = a.wallet AND l.idempotent_key = a.key
-    WHERE a.tag = 'final_retry' AND a.family = 'ledger' AND a.cls = 'ok' AND NOT a.replayed
-        AND (SELECT snapshots FROM config) > 1
+    JOIN (
+        SELECT 'ledger' AS family, user_id, idempotent_key FROM first.ledger
+        UNION ALL
+        SELECT 'cancel', user_id, idempotent_key FROM first.cancels WHERE outcome = 'ACCEPTED'
+    ) held ON held.family = a.family AND held.user_id = a.wallet AND held.idempotent_key = a.key
+    WHERE a.tag = 'final_retry' AND a.cls = 'ok' AND NOT a.replayed AND (SELECT snapshots FROM config) > 1
 ),
 wrongly_accused AS (
     SELECT a.wallet, a.key FROM attempts a

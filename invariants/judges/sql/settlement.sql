@@ -37,7 +37,7 @@ WITH ruled AS (
     SELECT
         b.*, s.settlement_version AS version, s.kind,
         coalesce(s.kind = 'SETTLE' AND fill_stake > 0 AND back = (outcome = s.result), false) AS wins
-    FROM judged_bets b JOIN settlements s USING (match_id)
+    FROM judged_bets b JOIN first_settlements s USING (match_id)
 ),
 valued AS (
     SELECT
@@ -71,11 +71,13 @@ book AS (
     SELECT
         *, stake * (odds - 100) AS step,
         sum(step) OVER (PARTITION BY lay_bet_id ORDER BY match_id, fill_no, line ROWS UNBOUNDED PRECEDING) AS after
-    FROM fills
+    FROM first_fills
 ),
 unruly_fills AS (
     SELECT f.match_id, f.fill_no
-    FROM book f JOIN orders back ON back.bet_id = f.back_bet_id JOIN orders lay ON lay.bet_id = f.lay_bet_id
+    FROM book f
+    JOIN first_orders back ON back.bet_id = f.back_bet_id
+    JOIN first_orders lay ON lay.bet_id = f.lay_bet_id
     WHERE f.liability <> ceil_div(after, 100) - ceil_div(after - step, 100)
         OR f.winnings <> floor_div(step, 100)
         OR f.odds <> CASE WHEN back.arrival < lay.arrival THEN back.odds ELSE lay.odds END
@@ -154,7 +156,7 @@ corrections AS (
 demanded AS (
     SELECT wallet, bet_id, 'REFUND' AS type, 'ESCROW' AS contra, 0 AS version, returned AS amount FROM judged_bets
     UNION ALL
-    SELECT wallet, bet_id, 'REFUND', 'ESCROW', version, CASE WHEN kind = 'VOID' THEN due ELSE unused - returned END
+    SELECT wallet, bet_id, 'REFUND', 'ESCROW', version, CASE kind WHEN 'VOID' THEN due WHEN 'SETTLE' THEN unused - returned END
     FROM rulings WHERE due_before IS NULL
     UNION ALL
     SELECT wallet, bet_id, 'PAYOUT', 'ESCROW', version, fill_stake + fill_liability

@@ -15,11 +15,46 @@ WHERE EXISTS (SELECT 1 FROM timeline WHERE kind = 'fault_requested' AND fault_id
     )
 
 -- name: V03
-SELECT 'fault_id ' || fault_id AS subject
+SELECT 'the run' AS subject FROM drifts WHERE wallet IS NULL OR within_s IS NULL
+UNION ALL
+SELECT 'node ' || said(node) || ' user ' || wallet FROM reported_drifts
+WHERE measured IS NULL OR repaired IS NULL OR (repaired < planted + within_s AND NOT seen AND NOT blind)
+UNION ALL
+SELECT 'fault_id ' || fault_id
 FROM timeline WHERE fault_id IS NOT NULL GROUP BY fault_id
 HAVING bool_or(kind = 'fault_requested') AND NOT coalesce(
     min(t) FILTER (kind = 'fault_start') <= min(t) FILTER (kind = 'fault_end'), false
 )
+
+-- name: unknown_at_first
+-- Keys that nobody had an answer for when the first snapshot was taken: what it said of them, and who was asked again.
+CREATE TABLE unknown_at_first AS
+WITH may AS (
+    SELECT family, wallet, key FROM attempts
+    WHERE family IN ('ledger', 'cancel') AND tag IS DISTINCT FROM 'final_retry'
+    GROUP BY family, wallet, key HAVING bool_or(cls = 'info') AND NOT bool_or(cls = 'ok' OR refused)
+),
+said_yes AS (
+    SELECT 'ledger' AS family, user_id, idempotent_key FROM first.ledger
+    UNION
+    SELECT 'cancel', user_id, idempotent_key FROM first.cancels WHERE outcome = 'ACCEPTED'
+),
+said_no AS (
+    SELECT 'ledger' AS family, user_id, idempotent_key FROM first.refusals
+    UNION
+    SELECT 'cancel', user_id, idempotent_key FROM first.cancels WHERE outcome <> 'ACCEPTED'
+)
+SELECT
+    EXISTS (SELECT 1 FROM said_yes y WHERE y.family = m.family AND y.user_id = m.wallet AND y.idempotent_key = m.key)
+        AS applied,
+    EXISTS (SELECT 1 FROM said_no n WHERE n.family = m.family AND n.user_id = m.wallet AND n.idempotent_key = m.key)
+        AS denied,
+    o.server IN (SELECT server FROM servers_read WHERE snapshot = 'first') AS was_read,
+    EXISTS (
+        SELECT 1 FROM attempts a
+        WHERE a.tag = 'final_retry' AND a.family = m.family AND a.wallet = m.wallet AND a.key = m.key
+    ) AS sent_again
+FROM may m LEFT JOIN owners o ON o.shard = m.wallet % 100
 
 -- name: V05
 -- That a table is missing or lacks a column is seen when the tables are laid out.
@@ -35,7 +70,14 @@ SELECT 'the run' AS subject FROM servers s
 WHERE s.server IN (FROM places) AND s.server NOT IN (SELECT server FROM ledger WHERE server IS NOT NULL)
 UNION ALL
 SELECT 'the run' FROM servers s
-WHERE (SELECT lists_servers FROM config) AND s.server NOT IN (SELECT server FROM servers_read)
+WHERE (SELECT lists_servers FROM config) AND s.server NOT IN (SELECT server FROM servers_read WHERE snapshot = 'final')
+UNION ALL
+-- The protocol of the last reads: a random half of the unknown keys is sent again, then there is a second snapshot.
+SELECT 'the run' FROM config WHERE evidence >= 2 AND snapshots < 2
+UNION ALL
+SELECT 'the run' FROM unknown_at_first
+WHERE CASE WHEN applied OR denied THEN applied <> denied ELSE coalesce(was_read, false) END
+HAVING (SELECT evidence FROM config) >= 2 AND 2 * count(*) FILTER (sent_again) < count(*)
 UNION ALL
 SELECT 'the run' FROM partitions WHERE low <> 0 OR high - low + 1 <> records
 
@@ -44,6 +86,8 @@ SELECT 'the run' AS subject FROM broken_parts
 UNION ALL
 SELECT 'the run' FROM history GROUP BY attempt
 HAVING count(*) FILTER (record = 'invoke') <> 1 OR count(*) FILTER (record <> 'invoke') > 1
+UNION ALL
+SELECT 'the run' FROM history WHERE record = 'invoke' HAVING min(attempt) <> 1 OR max(attempt) <> count(DISTINCT attempt)
 UNION ALL
 SELECT 'the run' FROM attempts WHERE end_s < begin_s
 UNION ALL

@@ -14,11 +14,21 @@ FROM entries WHERE seq - before_seq = 1 AND balance - before_balance <> amount
 SELECT entry_at(wallet, seq) AS subject FROM entries WHERE seq - before_seq <> 1
 
 -- name: A12
-WITH heads AS (SELECT last(balance ORDER BY seq, key) AS balance FROM entries GROUP BY wallet),
+-- Both snapshots were taken at rest, so both are cuts at which all the money must be somewhere.
+WITH cuts AS (
+    SELECT 1 AS cut, user_id, seq, idempotent_key, balance_snapshot, amount, contra FROM first.ledger
+    UNION ALL
+    SELECT 2, user_id, seq, idempotent_key, balance_snapshot, amount, contra FROM ledger
+),
+heads AS (
+    SELECT cut, last(balance_snapshot ORDER BY seq, idempotent_key) AS balance FROM cuts GROUP BY cut, user_id
+),
+held AS (SELECT cut, sum(balance) AS total FROM heads GROUP BY cut),
+came_in AS (
+    SELECT cut, sum(amount) AS total FROM cuts WHERE contra IN ('EXTERNAL', 'ESCROW', 'HOUSE') GROUP BY cut
+),
 whole AS (
-    SELECT (SELECT coalesce(sum(balance), 0) FROM heads) - (
-        SELECT coalesce(sum(amount), 0) FROM entries WHERE contra IN ('EXTERNAL', 'ESCROW', 'HOUSE')
-    ) AS off
+    SELECT coalesce(h.total, 0) - coalesce(c.total, 0) AS off FROM held h FULL JOIN came_in c USING (cut)
 ),
 stakes AS (SELECT match_id, sum(reserve) AS reserved FROM bets GROUP BY match_id),
 returns AS (SELECT match_id, sum(cancel_refund) AS returned FROM orders GROUP BY match_id),
