@@ -21,7 +21,7 @@ PAGE = 3
 COMMISSIONS_BPS = (200, 0, 1, 10_000)
 OUTCOMES = ("HOME", "AWAY")
 CLOSES_AT_MS = 4_102_444_800_000
-MATCHES = 2
+MATCHES = 3
 
 
 class Place(NamedTuple):
@@ -79,13 +79,16 @@ AMOUNTS = st.sampled_from([1, 7, 99, 100, 1_000, MAX_AMOUNT])
 STAKES = st.integers(1, 12) | st.sampled_from([100, 999, 5_000])
 ODDS = st.sampled_from([200, 199, 201, 101, 133, 333, 100_000])
 SIDES = st.sampled_from(["BACK", "LAY"])
-MATCH_NUMBERS = st.sampled_from([0, 0, 0, 1, 1, MATCHES])
+MATCH_NUMBERS = st.sampled_from([0, 0, 0, 1, 1, 2, MATCHES])
+OPEN_ONE = -1
+"""The first match that still takes bets."""
 RESULTS = st.sampled_from([*OUTCOMES, "HOME", "NEVER"])
 PLANS = st.one_of(
     st.tuples(st.just("deposit"), AMOUNTS),
     st.tuples(st.sampled_from(["withdraw", "withdraw", "withdraw all", "withdraw all and one"]), AMOUNTS),
     st.tuples(st.just("bet"), STAKES, MATCH_NUMBERS, RESULTS, SIDES, ODDS),
-    st.tuples(st.just("bet"), STAKES, st.just(0), st.just("HOME"), SIDES, ODDS),
+    st.tuples(st.just("bet"), STAKES, st.just(OPEN_ONE), st.just("HOME"), SIDES, ODDS),
+    st.tuples(st.just("bet"), STAKES, st.just(OPEN_ONE), st.just("HOME"), SIDES, ODDS),
 )
 """What is sent, before it is known by whom. Few odds and outcomes, so that many bets trade."""
 MOSTLY = st.sampled_from([True, True, True, True, False])
@@ -105,30 +108,24 @@ class ExchangeMachine(RuleBasedStateMachine):
 
     @initialize(
         commission_bps=st.sampled_from(COMMISSIONS_BPS),
-        funds=st.lists(st.sampled_from([0, 500, 50_000, MAX_AMOUNT]), min_size=3, max_size=3),
-        crowd=st.lists(st.tuples(SEATS, STAKES, SIDES, ODDS), max_size=8),
+        funds=st.lists(st.sampled_from([MAX_AMOUNT, 50_000, 500]), min_size=3, max_size=3),
+        crowd=st.lists(st.tuples(SEATS, STAKES, SIDES, ODDS), min_size=4, max_size=10),
     )
     def begin(self, commission_bps: int, funds: list[int], crowd: list[tuple[Any, ...]]) -> None:
         self.system = self.open_system(commission_bps)
         self.place = self.system.place
         self.model = Exchange(MAX_AMOUNT, commission_bps, PAGE)
         self.sent: list[Command] = []
-        self.settled: set[UUID] = set()
-        match = self.place.matches[0]
-        assert self.system.create_match(match, OUTCOMES, CLOSES_AT_MS) == self.model.matches.create(
-            match, OUTCOMES, CLOSES_AT_MS
-        )
+        self.create_match(0, OUTCOMES, 0)
+        self.create_match(1, OUTCOMES, 0)
         commands = [
-            Command("deposit", self.place.wallets[seat], f"fund{seat}", amount)
-            for seat, amount in enumerate(funds)
-            if amount
+            Command("deposit", self.place.wallets[seat], f"fund{seat}", amount) for seat, amount in enumerate(funds)
         ]
         commands += [
-            Command("bet", self.place.wallets[seat], f"crowd{number}", stake, match, "HOME", side, odds)
+            Command("bet", self.place.wallets[seat], f"crowd{number}", stake, self.place.matches[0], "HOME", side, odds)
             for number, (seat, stake, side, odds) in enumerate(crowd)
         ]
-        if commands:
-            self.post(commands, over_the_desk=True)
+        self.post(commands, over_the_desk=True)
 
     def post(self, commands: list[Command], *, over_the_desk: bool) -> None:
         elsewhere = self.place.wallets[-1:]
@@ -149,14 +146,18 @@ class ExchangeMachine(RuleBasedStateMachine):
         if op != "bet":
             return Command(op, user, key, amount)
         number, outcome, side, odds = order
-        return Command("bet", user, key, amount, self.place.matches[number], outcome, side, odds)
+        match = self.place.matches[max(number, 0)]
+        if number == OPEN_ONE:
+            match = next((one for one, its in self.model.matches.known.items() if its.state == "OPEN"), match)
+        return Command("bet", user, key, amount, match, outcome, side, odds)
 
     # -- callers
 
     @rule(plans=st.lists(st.tuples(SEATS, KEYS, PLANS), min_size=1, max_size=6), over_the_desk=st.booleans())
     def send(self, plans: list[tuple[int, str, tuple[Any, ...]]], over_the_desk: bool) -> None:
         """Several commands of several wallets at once; a key may come twice, also with another body."""
-        self.post([self.command(*plan) for plan in plans], over_the_desk=over_the_desk)
+        if plans:
+            self.post([self.command(*plan) for plan in plans], over_the_desk=over_the_desk)
 
     @precondition(lambda self: self.sent)
     @rule(number=st.integers(0, 200), change=CHANGES, plan=PLANS, over_the_desk=st.booleans())
@@ -244,6 +245,29 @@ class ExchangeMachine(RuleBasedStateMachine):
     def resettle_match(self, number: int, result: str | None, corrects: int | None, key: int) -> None:
         arguments = (self.place.matches[number], result, corrects, f"r{key}")
         assert self.system.resettle_match(*arguments) == self.model.matches.resettle(*arguments)
+
+    @precondition(lambda self: any(match.state == "OPEN" for match in self.model.matches.known.values()))
+    @rule(result=st.sampled_from(OUTCOMES), spend=st.sets(SEATS))
+    def play_to_the_end(self, result: str, spend: set[int]) -> None:
+        """An open match is closed, settled and paid, and some owners withdraw what they have at once."""
+        number = next(n for n, one in enumerate(self.place.matches) if self.model.matches.refusal(one, "HOME") is None)
+        self.arrive([], all_that_wait=True)
+        self.close_match(number)
+        self.settle_match(number, result)
+        self.settle(number)
+        self.send([(seat, f"out{len(self.sent)}", ("withdraw all", 0)) for seat in sorted(spend)], over_the_desk=True)
+
+    @precondition(lambda self: any(match.rulings for match in self.model.matches.known.values()))
+    @rule(number=st.integers(0, 9), result=st.sampled_from([*OUTCOMES, None]), spend=st.sets(SEATS))
+    def correct(self, number: int, result: str | None, spend: set[int]) -> None:
+        """A match that was settled or void gets another result, and is paid at once."""
+        ruled = [n for n, one in enumerate(self.place.matches[:-1]) if one in self.model.matches.known]
+        ruled = [n for n in ruled if self.model.matches.known[self.place.matches[n]].rulings]
+        number = ruled[number % len(ruled)]
+        self.settle(number)
+        self.resettle_match(number, result, None, 100 + len(self.sent))
+        self.settle(number)
+        self.send([(seat, f"out{len(self.sent)}", ("withdraw all", 0)) for seat in sorted(spend)], over_the_desk=True)
 
     # -- workers
 
