@@ -45,6 +45,7 @@ CPU_S = 120
 """Processor time after which a mutant counts as one that never ends. By the clock a busy machine would kill them."""
 WALL_S = 1800.0
 """A child that takes longer by the clock is ended, and its mutant counts as not tried."""
+SHOWN = ("file", "line", "function", "change")
 _CODE = re.compile(r"^([av]\d\d)_")
 _TESTS_FAILED, _NO_TESTS = 1, 5
 
@@ -60,6 +61,9 @@ class Mutant:
     """The removed and the added lines of the source."""
     code: str
     """The whole mutated module."""
+    first: str
+    """An expression of pytest's -k for the tests to ask first; empty: none."""
+    tests: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -86,6 +90,7 @@ class Candidate:
     function: str
     module: cst.Module
     mutation: Mutation
+    tests: tuple[str, ...]
 
     def build(self) -> Mutant:
         """Return the mutant."""
@@ -95,10 +100,17 @@ class Candidate:
         lines = list(difflib.unified_diff(self.module.code.splitlines(), code.splitlines(), lineterm="", n=0))
         line = int(re.findall(r"-(\d+)", lines[2])[0])
         change = " | ".join(" ".join(each.split()) for each in lines[3:] if not each.startswith("@@"))
-        return Mutant(self.file, line, self.function, change, code)
+        return Mutant(self.file, line, self.function, change, code, self.first, self.tests)
+
+    @property
+    def first(self) -> str:
+        """The tests that are named after the codes of this function, or of those that call it."""
+        callers = re.split(r"^def ", self.module.code, flags=re.MULTILINE)[1:]
+        codes = {each[:3].upper() for each in callers if _CODE.match(each) and f"{self.function}(" in each}
+        return " or ".join(sorted(codes))
 
 
-def candidates_of(path: Path) -> Iterator[Candidate]:
+def candidates_of(path: Path, tests: Sequence[str]) -> Iterator[Candidate]:
     """Yield every mutant of a file's functions; the changes of a module's constants are left out."""
     file = str(path.relative_to(ROOT))
     wrapper = MetadataWrapper(cst.parse_module(path.read_text()))
@@ -107,7 +119,7 @@ def candidates_of(path: Path) -> Iterator[Candidate]:
     for mutation in visitor.mutations:
         owner = mutation.contained_by_top_level_function
         if isinstance(owner, cst.FunctionDef):
-            yield Candidate(file, owner.name.value, module, mutation)
+            yield Candidate(file, owner.name.value, module, mutation, tuple(tests))
 
 
 class _Served(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -174,17 +186,15 @@ def _child(mutant: Mutant | None, arguments: Sequence[str]) -> None:
         os._exit(code)
 
 
-def fate_of(mutant: Mutant, tests: Sequence[str]) -> str:
-    """Return killed, timeout or survived. The tests named after the function's code are asked first."""
-    named = _CODE.match(mutant.function)
-    if named:
-        code = _test(mutant, ["-k", named.group(1).upper(), *tests])
+def fate_of(mutant: Mutant) -> str:
+    """Return killed, timeout or survived."""
+    for choice in (["-k", mutant.first], []) if mutant.first else ([],):
+        code = _test(mutant, [*choice, *mutant.tests])
         if code == -1:
             return "timeout"
         if code not in (0, _NO_TESTS):
             return "killed"
-    code = _test(mutant, tests)
-    return "timeout" if code == -1 else "survived" if code == 0 else "killed"
+    return "survived"
 
 
 def _warm_up() -> None:
@@ -201,7 +211,7 @@ def _warm_up() -> None:
     assert not ours, f"a mutated module would not be loaded: {ours}"
 
 
-def _try(mutants: Sequence[Candidate], tests: Sequence[str], minutes: float, jobs: int) -> list[dict[str, Any]]:
+def _try(mutants: Sequence[Candidate], minutes: float, jobs: int) -> list[dict[str, Any]]:
     """Try mutants in their order, `jobs` at a time, until all are tried or the time is over."""
     deadline = time.monotonic() + minutes * 60 if minutes else float("inf")
     waiting, rows = list(mutants), []
@@ -213,7 +223,7 @@ def _try(mutants: Sequence[Candidate], tests: Sequence[str], minutes: float, job
             pid = os.fork()
             if pid == 0:
                 try:
-                    os.write(writing, fate_of(mutant, tests).encode())
+                    os.write(writing, fate_of(mutant).encode())
                 finally:
                     os._exit(0)
             os.close(writing)
@@ -228,7 +238,7 @@ def _try(mutants: Sequence[Candidate], tests: Sequence[str], minutes: float, job
         os.close(reading)
         if not fate:
             continue  # Ended by the clock: not tried.
-        row = {key: value for key, value in asdict(mutant).items() if key != "code"} | {"fate": fate}
+        row = {key: value for key, value in asdict(mutant).items() if key in SHOWN} | {"fate": fate}
         rows.append(row)
         alive = sum(row["fate"] == "survived" for row in rows)
         print(f"\r  {len(rows)} of {len(mutants)} tried, {alive} survived ", end="", file=sys.stderr, flush=True)
@@ -276,8 +286,8 @@ def _reasons() -> dict[str, str]:
 
 
 def _run_group(name: str, group: dict[str, Any], options: argparse.Namespace, stored: dict[str, Any]) -> dict[str, Any]:
-    paths = sorted({path for pattern in group["files"] for path in ROOT.glob(pattern)})
-    mutants = [mutant for path in paths for mutant in candidates_of(path)]
+    paths = {path: tests for pattern, tests in group["tests"].items() for path in sorted(ROOT.glob(pattern))}
+    mutants = [mutant for path, tests in paths.items() for mutant in candidates_of(path, tests)]
     random.Random(SEED).shuffle(mutants)  # noqa: S311 - a sample, not a secret
     chosen = [mutant for mutant in mutants if options.file in mutant.file]
     if options.again:
@@ -285,9 +295,10 @@ def _run_group(name: str, group: dict[str, Any], options: argparse.Namespace, st
         chosen = [mutant for mutant in chosen if (mutant.file, mutant.function, mutant.change) in left]
     chosen = chosen[: options.limit or None]
     print(f"{group['title']}: {len(mutants)} mutants, {len(chosen)} to try", file=sys.stderr)
-    if _test(None, group["tests"]) != 0:
-        sys.exit(f"{name}: the tests fail without any mutant: run pytest {' '.join(group['tests'])}")
-    rows = _try(chosen, group["tests"], options.minutes, options.jobs)
+    every = sorted({test for mutant in chosen for test in mutant.tests})
+    if every and _test(None, every) != 0:
+        sys.exit(f"{name}: the tests fail without any mutant: run pytest {' '.join(every)}")
+    rows = _try(chosen, options.minutes, options.jobs)
     if options.again:
         return _merged(stored, rows, len(mutants), group)
     return _summary(group, rows, len(mutants))
