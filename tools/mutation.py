@@ -6,7 +6,8 @@ it has tried is a fair sample. A mutant is killed if a test fails or the process
 
     tools/mutation.py [--group rules|folds] [--minutes 40] [--limit N] [--file PART] [--again]
 
-writes `reports/mutation.json`; exit code 0 if every group tried reaches its goal, 20 if not, 2 for wrong usage.
+writes `reports/mutation.json` and `docs/mutation.md`; exit code 0 if every group tried reaches its goal, 20 if not,
+2 for wrong usage.
 `--again` tries the stored survivors once more and leaves the rest as it was.
 """
 
@@ -39,12 +40,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tools" / "mutation.toml"
 REASONS = ROOT / "tools" / "mutation-survivors.toml"
 REPORT = ROOT / "reports" / "mutation.json"
+PAGE = ROOT / "docs" / "mutation.md"
 SEED = 36
 MINUTES = 40.0
 CPU_S = 120
 """Processor time after which a mutant counts as one that never ends. By the clock a busy machine would kill them."""
 WALL_S = 1800.0
 """A child that takes longer by the clock is ended, and its mutant counts as not tried."""
+PAGE_HEAD = """# Mutation score
+
+Written by `make mutation` (`tools/mutation.py`); the figures are in `reports/mutation.json`, how it is done in
+[decision 36](decisions/0036-mutants-of-mutmut-run-in-forks.md). A survivor is a change that no test noticed.
+"""
 SHOWN = ("file", "line", "function", "change")
 _CODE = re.compile(r"^([av]\d\d)_")
 _TESTS_FAILED, _NO_TESTS = 1, 5
@@ -277,6 +284,27 @@ def _summary(group: dict[str, Any], rows: list[dict[str, Any]], total: int) -> d
     }
 
 
+def page_of(report: dict[str, Any]) -> str:
+    """Return docs/mutation.md for a report."""
+    parts = [PAGE_HEAD]
+    for name in sorted(report, reverse=True):
+        group = report[name]
+        tried = "all" if group["tried"] == group["mutants"] else f"{group['tried']} (seed {group['seed']})"
+        parts.append(
+            f"## {group['title']}\n\n"
+            f"{group['mutants']} mutants, {tried} tried: {group['killed']} killed, {group['survived']} survived, of"
+            f" them {group['of_them_equivalent']} equivalent to the original. Score {group['score']:.1%}, without the"
+            f" equivalent ones {group['score_without_equivalent']:.1%}; the goal is {group['goal']:.0%}.\n\n"
+            "| file | tried | survived |\n|---|---|---|\n"
+            + "".join(f"| `{file}` | {n['tried']} | {n['survived']} |\n" for file, n in group["files"].items())
+        )
+        for row in group["survivors"]:
+            change = row["change"].replace(" | +", "\n+").replace(" | -", "\n-")
+            reason = row["reason"] or "no test yet"
+            parts.append(f"`{row['file']}`, `{row['function']}`: {reason}\n\n```diff\n{change}\n```\n")
+    return "\n".join(parts)
+
+
 def _reasons() -> dict[str, str]:
     """Why a survivor is left alive, by its name."""
     if not REASONS.exists():
@@ -335,13 +363,15 @@ def main() -> int:
     reached = True
     for name in options.group or groups:
         result = _run_group(name, groups[name], options, stored.get(name, {}))
-        stored[name] = result
+        # Another run may have written its group meanwhile.
+        stored = (json.loads(REPORT.read_text()) if REPORT.exists() else {}) | {name: result}
         reached = reached and result["score_without_equivalent"] >= result["goal"]
         print(
             f"{result['title']}: score {result['score']:.1%} (goal {result['goal']:.0%}), {result['killed']} of"
             f" {result['tried']} tried were killed; of {result['mutants']} mutants"
         )
         REPORT.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+        PAGE.write_text(page_of(stored))
     return 0 if reached else 20
 
 

@@ -138,6 +138,8 @@ class SqlExchange:
         self._names: dict[UUID, Bet] = {}
         self._created: dict[Bet, Message] = {}
         self._cancelled: dict[Bet, Message] = {}
+        # An example that failed may have left events that nobody read.
+        server.newest_event = self._run(server.owner.fetchval("SELECT coalesce(max(id), 0) FROM events"))
 
     # -- the desk
 
