@@ -1,13 +1,15 @@
 """How deep properties are searched: one choice, `pytest --hypothesis-profile ci` (the default) or `nightly`.
 
 `ci` is derandomised and quick: the same examples each time, so that a red build is red again. `nightly` is random and
-deep; what it finds is printed with the blob that repeats it.
+deep; what it finds is printed with the blob that repeats it. `mutants` is `ci` for `make mutation`, which only asks
+whether a test fails: it looks for no shorter way to fail.
 """
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 CI = "ci"
 NIGHTLY = "nightly"
+MUTANTS = "mutants"
 
 
 def register_profiles() -> None:
@@ -15,6 +17,9 @@ def register_profiles() -> None:
     # A machine that does other things at the same time must not fail a property, so there is no deadline.
     settings.register_profile(CI, deadline=None, derandomize=True, database=None, print_blob=True)
     settings.register_profile(NIGHTLY, deadline=None, derandomize=False, max_examples=2_000, print_blob=True)
+    settings.register_profile(
+        MUTANTS, settings.get_profile(CI), phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
+    )
     settings.load_profile(CI)
 
 

@@ -13,6 +13,7 @@ writes `reports/mutation.json` and `docs/mutation.md`; exit code 0 if every grou
 
 import argparse
 import difflib
+import importlib
 import importlib.abc
 import importlib.machinery
 import json
@@ -53,6 +54,7 @@ Written by `make mutation` (`tools/mutation.py`); the figures are in `reports/mu
 [decision 36](decisions/0036-mutants-of-mutmut-run-in-forks.md). A survivor is a change that no test noticed.
 """
 SHOWN = ("file", "line", "function", "change")
+PLUGINS = ("_hypothesis_pytestplugin", "pytest_asyncio.plugin", "pytest_timeout")
 _CODE = re.compile(r"^([av]\d\d)_")
 _TESTS_FAILED, _NO_TESTS = 1, 5
 
@@ -184,7 +186,10 @@ def _child(mutant: Mutant | None, arguments: Sequence[str]) -> None:
         sys.path.insert(0, str(ROOT))
         import pytest  # noqa: PLC0415 - the parent has it loaded; its state stays in the child
 
-        quiet = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--benchmark-disable"]
+        # Only the plugins that these tests need: some take longer to load than a mutant takes to be killed.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        quiet = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile", "mutants"]
+        quiet += [option for plugin in PLUGINS for option in ("-p", plugin)]
         # What was loaded before is not rewritten by pytest, and need not be.
         quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         code = int(pytest.main([*quiet, *arguments]))
@@ -212,7 +217,7 @@ def _warm_up() -> None:
     import polars  # noqa: PLC0415
     import pytest  # noqa: PLC0415
 
-    for module in (hypothesis, msgspec, numpy, polars, pytest):
+    for module in (hypothesis, msgspec, numpy, polars, pytest, *map(importlib.import_module, PLUGINS)):
         assert module.__name__ in sys.modules
     ours = [name for name in sys.modules if name.split(".")[0] in ("reference", "invariants", "tests")]
     assert not ours, f"a mutated module would not be loaded: {ours}"
