@@ -211,6 +211,21 @@ class ExchangeMachine(RuleBasedStateMachine):
         user = bet[0] if by_the_owner else self.place.wallets[seat]
         assert self.system.cancel(user, f"c{key}", bet) == self.model.cancel(user, f"c{key}", bet)
 
+    @precondition(lambda self: self.cancellable())
+    @rule(number=st.integers(0, 200))
+    def cancel_what_is_left(self, number: int) -> None:
+        """A cancel that does cancel something."""
+        bets = self.cancellable()
+        bet = bets[number % len(bets)]
+        key = f"rest{len(self.sent)}/{number}"
+        assert self.system.cancel(bet[0], key, bet) == self.model.cancel(bet[0], key, bet)
+
+    def cancellable(self) -> list[Bet]:
+        """Bets of open matches with something to cancel, those that traded first."""
+        is_open = [one for one, its in self.model.matches.known.items() if its.state == "OPEN"]
+        orders = [o for o in self.model.orders.values() if o.remaining and self.model.bets[o.bet].match in is_open]
+        return [order.bet for order in sorted(orders, key=lambda order: not order.fills)]
+
     def bet(self, number: int) -> Bet:
         bets = list(self.model.bets)
         return bets[number % len(bets)]

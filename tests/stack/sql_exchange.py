@@ -177,9 +177,13 @@ class SqlExchange:
         if done.bet_id is not None and not done.replayed:
             assert self._ids.setdefault(bet, done.bet_id) == done.bet_id
             self._names[done.bet_id] = bet
-        name = None if done.bet_id is None else self._names[done.bet_id]
+        name = self._named(done.bet_id)
         differs = frozenset() if done.differs is None else frozenset({done.differs})
         return Answer(str(done.outcome), done.replayed, done.seq, done.balance, name, differs)
+
+    def _named(self, bet_id: UUID | None) -> Bet | None:
+        """A bet's name; one that nobody was told of has a name that no model knows."""
+        return None if bet_id is None else self._names.get(bet_id, (0, f"unknown bet {bet_id}"))
 
     def rollback(self, user: int, key: str) -> CancelAnswer:
         return self._cancel_answer(self._run(self._desk.rollback(user, Rollback(key))))
@@ -189,7 +193,7 @@ class SqlExchange:
 
     def _cancel_answer(self, done: Cancelled) -> CancelAnswer:
         self._read_outbox()
-        bet = None if done.bet_id is None else self._names[done.bet_id]
+        bet = self._named(done.bet_id)
         return CancelAnswer(str(done.outcome), done.replayed, bet, done.cancelled_stake, done.refund, done.differs)
 
     # -- matches
@@ -251,7 +255,8 @@ class SqlExchange:
             )
             kind = {EventType.BET_CREATED: self._created, EventType.BET_CANCELLED: self._cancelled}
             if message.event_type in kind:
-                bet = self._names[UUID(message.payload["bet_id"])]
+                bet = self._named(UUID(message.payload["bet_id"]))
+                assert bet is not None
                 seen = kind[EventType(message.event_type)]
                 assert bet not in seen, f"two {message.event_type} events of bet {bet}"
                 seen[bet] = message
@@ -262,7 +267,7 @@ class SqlExchange:
         users = list(self.place.wallets)
         found: dict[int, list[Line]] = {}
         for row in self._run(self._server.owner.fetch(_LINES, users, [user % 100 for user in users])):
-            bet = None if row["bet_id"] is None else self._names[row["bet_id"]]
+            bet = self._named(row["bet_id"])
             user, seq, kind, amount, contra, match_id, _, version, key, balance = row
             line = Line(seq, kind, amount, contra, match_id, bet, version, named_key(key, self._names), balance)
             found.setdefault(user, []).append(line)
