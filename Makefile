@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check up down load chaos mutants sim bench timings report clean lock
+.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim bench timings report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -26,6 +26,13 @@ check: setup ## Lint, format, types and import directions; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutation: setup ## Change rules and folds in small ways: do the tests notice? (ARGS="--minutes 10")
+	$(BIN)/python tools/mutation.py $(ARGS)
+
+nightly: setup ## What takes hours: deep random machines, then every mutant of rules and folds
+	$(BIN)/pytest tests/machine tests/stack/test_exchange_on_postgres.py --hypothesis-profile nightly --timeout 14400
+	$(BIN)/python tools/mutation.py --minutes 0
 
 up: setup ## Start the stack and the service and leave them running
 	@$(BIN)/ledgerproof up $(ARGS)
