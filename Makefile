@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check up down load chaos sim bench timings report clean lock
+.PHONY: help setup prove test check up down load chaos sim bench timings report campaign clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -51,6 +51,9 @@ timings: setup ## Time the hot functions; see also tests/benchmarks/http_framewo
 
 report: setup ## Write the newest run's report again and say where it is
 	@$(BIN)/ledgerproof report $(ARGS)
+
+campaign: setup ## 200 short plans one after the other: the clean build finds nothing (hours; resumable)
+	@$(BIN)/ledgerproof campaign --seed 5 $(ARGS)
 
 lock: setup ## Resolve requirements.lock anew (ARGS=--upgrade takes newer versions)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
