@@ -27,6 +27,7 @@ from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.campaign_command import campaign_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.live.command import audit_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.output import check_writable, print_json, print_table
@@ -415,6 +416,7 @@ cli.add_command(sim_command)
 cli.add_command(shards_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
+cli.add_command(audit_command)
 cli.add_command(bench_command)
 cli.add_command(campaign_command)
 cli.add_command(trace_command)
