@@ -4,8 +4,8 @@
 
 Plans are drawn from one seed: rate, length, servers, faults and the seed of each run. A plan is *silent* when it
 found no anomaly; a service level it missed is counted apart, for a busy machine misses many of them. A plan that
-proved nothing because the machine was too slow for its load (saturated) is tried once more and then counted apart
-too. Everything else is red and stops the campaign.
+proved nothing (INVALID: saturated, not drained in time, …) is tried once more and then counted apart too; several of
+them in a row stop the campaign, and a resumed one runs them again. Everything else is red and stops it at once.
 """
 
 import random
@@ -27,15 +27,15 @@ from ledgerproof.options import EnvironmentProblem, Options
 from ledgerproof.progress import Progress
 
 PLANS_MAX: Final = 100_000
-RATES: Final = (40.0, 60.0, 90.0, 130.0)
+RATES: Final = (30.0, 45.0, 60.0, 90.0, 130.0)
 """Bets per second: low enough for a machine that does other work as well."""
 DURATIONS_S: Final = (18.0, 20.0, 22.0, 25.0)
 SERVERS: Final = (1, 2, 3, 4)
 FAULTY_SHARE: Final = 0.6
 TRIES_MAX: Final = 2
-"""A plan whose load the machine could not carry is run no more often than this."""
-SATURATED: Final = "saturated:"
-"""How the reason of such a run begins (`assess.saturation`)."""
+"""A plan that proves nothing is run no more often than this."""
+UNPROVEN_IN_A_ROW_MAX: Final = 3
+"""After so many the campaign stops: either the machine is too slow for it, or the service hangs."""
 
 Prove = Callable[[Options, Progress], tuple[Path, dict[str, Any]]]
 
@@ -101,13 +101,10 @@ def draw_plan(seed: int, number: int) -> Plan:
 
 
 def kind_of(verdict: dict[str, Any]) -> str:
-    """Return what a verdict means for the campaign: silent, unproven (the machine was too slow) or red."""
+    """Return what a verdict means for the campaign: silent, unproven or red."""
     if verdict["exit_code"] in (Verdict.PASS, Verdict.SLA_MISSED):
         return "silent"
-    others = [reason for reason in verdict["reasons"] if not reason.startswith((SATURATED, "service level missed"))]
-    if verdict["exit_code"] == Verdict.INVALID and not others:
-        return "unproven"
-    return "red"
+    return "unproven" if verdict["exit_code"] == Verdict.INVALID else "red"
 
 
 def load(path: Path, fresh: Campaign) -> Campaign:
@@ -127,6 +124,7 @@ def load(path: Path, fresh: Campaign) -> Campaign:
             f"commit {fresh.commit}: choose another file with --out, or begin anew with --fresh"
         )
     found.plans = fresh.plans
+    found.rows = [row for row in found.rows if row.kind != "unproven"]
     return found
 
 
@@ -176,6 +174,10 @@ def run(campaign: Campaign, path: Path, shop: Workshop) -> Verdict:
         if row.kind == "red":
             progress.warn(f"stopped at the first red plan; its run is kept in {row.folder}")
             return Verdict[row.verdict]
+        last = campaign.rows[-UNPROVEN_IN_A_ROW_MAX:]
+        if len(last) == UNPROVEN_IN_A_ROW_MAX and all(row.kind == "unproven" for row in last):
+            progress.warn(f"stopped: the last {UNPROVEN_IN_A_ROW_MAX} plans proved nothing ({'; '.join(row.reasons)})")
+            break
     return verdict_of(campaign)
 
 
@@ -242,4 +244,6 @@ def line(row: Row) -> str:
     plan = row.plan
     what = f"{plan.rate:g}/s for {plan.duration_s:g} s on {plan.servers} servers, faults {plan.faults}"
     found = ", ".join(f"{code} {count}" for code, count in (row.anomalies | row.live).items()) or "no anomaly"
+    if row.kind == "unproven":
+        found = "; ".join(row.reasons)
     return f"plan {plan.number}: {row.verdict} ({row.kind}) {what}: {row.acknowledged_bets} bets, {found}"

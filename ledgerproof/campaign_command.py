@@ -61,7 +61,9 @@ def campaign_command(*, plans: int, seed: int | None, path: Path, fresh: bool, a
     check_writable(path)
     if seed is None:
         seed = secrets.randbelow(2**31)
-    begun = campaign.Campaign(seed, plans, commit(), __version__, dict(describe_machine()))
+    # The file itself is part of the tree once it is committed: writing it must not look like another build.
+    build = commit(apart_from=path)
+    begun = campaign.Campaign(seed, plans, build, __version__, dict(describe_machine()))
     work = begun if fresh else campaign.load(path, begun)
     progress.say(f"ledgerproof {__version__}, campaign seed {seed}, {len(work.rows)} of {plans} plans done")
     verdict = campaign.run(work, path, campaign.Workshop(prove, progress, RUNS_FOLDER, DEFAULT_ROOT, audit))

@@ -9,7 +9,7 @@ have is then wrong and not merely early. What cannot be read now is caught up wi
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from invariants.anomalies.common import Witness
@@ -30,6 +30,9 @@ SWEEP_ROWS: Final = 400
 """Entries of a server that one look verifies as part of whole wallets."""
 PAGE_ROWS: Final = 200_000
 """The same where a whole shard is verified."""
+
+
+Take = Callable[[Server, list[Sums]], Awaitable[None]]
 
 
 class Auditor:
@@ -166,9 +169,10 @@ class Auditor:
             if not self.ledger.adopt(sums):
                 await self._replay(server, sums.user)
 
-    async def _each_wallet(self, server: Server, shard: int, take) -> list[int]:  # type: ignore[no-untyped-def]
+    async def _each_wallet(self, server: Server, shard: int, take: Take) -> list[int]:
         """Give every wallet of a shard to `take(server, sums)`, in pages; return their numbers."""
-        after, users = 0, []
+        after = 0
+        users: list[int] = []
         while True:
             rows = [sums_of(row) for row in await server.long("wallet_sums", shard, after, PAGE_ROWS)]
             cut = sum(sums.rows for sums in rows) >= PAGE_ROWS

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import sys
@@ -133,7 +134,7 @@ async def _audit(  # noqa: PLR0917 - one caller
 
 
 def _input_ended(stopping: asyncio.Event) -> None:
-    if not sys.stdin.buffer.read1(4096):
+    if not os.read(sys.stdin.fileno(), 4096):
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
         stopping.set()
 

@@ -25,6 +25,7 @@ KEYS_MAX: Final = 10_000
 """Cached balances of one poll."""
 KEYS_MIN: Final = 500
 REDIS_TIMEOUT_S: Final = 2.0
+_AWAY: Final = (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTO_OFFSET_RESET, KafkaError._TRANSPORT)
 
 
 class Unseen(Exception):
@@ -108,10 +109,10 @@ class Topics:
         except KafkaException as error:
             raise Unseen(f"Kafka: {error}") from error
         for message in messages:
-            error = message.error()
-            if error is not None:
-                if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTO_OFFSET_RESET, KafkaError._TRANSPORT):
-                    raise Unseen(f"Kafka: {error.str()}")
+            trouble = message.error()
+            if trouble is not None:
+                if trouble.code() in _AWAY:
+                    raise Unseen(f"Kafka: {trouble.str()}")
                 continue
             self._take(message, records, told)
         return records, told, len(messages) < RECORDS_MAX
@@ -184,12 +185,12 @@ class Cached:
     def read(self) -> list[Told]:
         """Return the next cached balances. Raises Unseen."""
         try:
-            wanted = min(KEYS_MAX, max(KEYS_MIN, -(-int(self._redis.dbsize()) // self._round_polls)))  # type: ignore[arg-type]
+            wanted = min(KEYS_MAX, max(KEYS_MIN, -(-int(self._redis.dbsize()) // self._round_polls)))
             told: list[Told] = []
             for keys in self._pages(wanted):
-                for key, value in zip(keys, self._redis.mget(keys), strict=True):  # type: ignore[arg-type]
+                for key, value in zip(keys, self._redis.mget(keys), strict=True):
                     if value is not None:
-                        self._take(key, value, told)
+                        self._take(key, str(value), told)
         except (RedisError, OSError) as error:
             raise Unseen(f"Redis: {error}") from error
         return told
@@ -197,10 +198,10 @@ class Cached:
     def _pages(self, wanted: int) -> Iterator[list[str]]:
         seen = 0
         while seen < wanted:
-            self._cursor, keys = self._redis.scan(self._cursor, match=f"{KEY_PREFIX}*", count=REDIS_PAGE)  # type: ignore[misc]
+            self._cursor, keys = self._redis.scan(self._cursor, match=f"{KEY_PREFIX}*", count=REDIS_PAGE)
             seen += REDIS_PAGE
             if keys:
-                yield keys
+                yield [str(key) for key in keys]
             if self._cursor == 0:
                 now_s = time.monotonic()
                 self.lasted_s, self._began_s = now_s - self._began_s, now_s

@@ -279,8 +279,7 @@ class Server:
 def entry_of(server: str, row: asyncpg.Record) -> Entry:
     """Return the entry of a row with the columns of `entry_columns`."""
     values: tuple[Any, ...] = tuple(row)
-    bet = None if values[12] is None else Bet(*values[12:])
-    return Entry(server, *values[:12], bet)
+    return Entry._make((server, *values[:12], None if values[12] is None else Bet._make(values[12:])))
 
 
 def sums_of(row: asyncpg.Record) -> Sums:

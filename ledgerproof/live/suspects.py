@@ -274,8 +274,9 @@ def entry_place(event: Event) -> tuple[int, int] | None:
     """Return the user and seq that a wallet's event names, None for another event or one that names none."""
     payload = parsed(event.payload)
     user, seq = payload.get("user_id"), payload.get("seq")
-    named = isinstance(user, int) and isinstance(seq, int) and 0 < user < 2**63 and 0 < seq < 2**63
-    return (user, seq) if event.event_type in WALLET_EVENTS and named else None
+    if event.event_type not in WALLET_EVENTS or not isinstance(user, int) or not isinstance(seq, int):
+        return None
+    return (user, seq) if 0 < user < 2**63 and 0 < seq < 2**63 else None
 
 
 def flow_entries(audit: "Auditor", server: str) -> Iterable[Entry]:
