@@ -21,6 +21,7 @@ WAITING_MAX: Final = 300_000
 _BET_TERMS: Final = ("match_id", "outcome", "side", "odds", "stake", "reserve")
 _ENTRY_FIELDS: Final = ("type", "amount", "contra", "match_id", "bet_id", "settlement_version", "balance")
 _TOPICS: Final = {str(event): topic for event, topic in TOPIC_OF.items()}
+_WALLET_TOPICS: Final = frozenset(_TOPICS[event] for event in WALLET_EVENTS)
 
 
 @dataclass(slots=True)
@@ -39,22 +40,26 @@ class Flow:
     """Wallet events whose entry was not read yet."""
     unsent: dict[str, _Waiting] = field(default_factory=dict)
     """Events whose record was not read yet, by event id, oldest first."""
-    strangers: dict[str, Record] = field(default_factory=dict)
-    """Records whose event was not read yet, by event id."""
+    strangers: dict[str, list[Record]] = field(default_factory=dict)
+    """Records whose event was not read yet, by event id; several of one event in the order they came."""
     events: int = 0
     records: int = 0
     repeated: int = 0
     """Records of an event that had one already: at-least-once delivery, only counted."""
     dropped: int = 0
     """What was too much to keep."""
-    _sent: Seen[str, int] = field(default_factory=Seen)
-    """Events whose record was read, with the digest of the event."""
+    _sent: Seen[str, tuple[str, str, int]] = field(default_factory=Seen)
+    """Events whose record was read: type, key, and the hash of the payload."""
     _paired: Seen[tuple[int, int], str] = field(default_factory=Seen)
     """(user, seq) whose entry and event met, with the event's id."""
     _digests: Seen[tuple[str, int], int] = field(default_factory=Seen)
     """(server, outbox id) → digest of what was read."""
-    _newest: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
-    """(topic, key) → partition and newest seq of its first records."""
+    _disorders: dict[str, list[Witness]] = field(default_factory=dict)
+    """What is wrong with the order of a stranger, should its event be new."""
+    _homes: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(topic, key) → partition of its first record."""
+    _last: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    """(topic, partition, user) → seq of its newest first record. Both grow with wallets and matches only."""
 
     def feed_entries(self, entries: Iterable[Entry]) -> list[Witness]:
         """Take entries and compare those whose event was read already."""
@@ -77,9 +82,11 @@ class Flow:
                 continue
             self._digests[(event.server, event.id)] = event.digest
             self.events += 1
-            record = self.strangers.pop(event.event_id, None)
-            if record is not None:
-                found += self._sent_as(event, record)
+            records = self.strangers.pop(event.event_id, None)
+            if records is not None:
+                found += self._disorders.pop(event.event_id, [])
+                for record in records:
+                    found += self._sent_as(event, record)
             elif event.event_id not in self._sent:
                 self.unsent[event.event_id] = _Waiting(event, now_s)
             if event.event_type in WALLET_EVENTS:
@@ -93,7 +100,7 @@ class Flow:
         user, seq = payload.get("user_id"), payload.get("seq")
         if not isinstance(user, int) or not isinstance(seq, int):
             return [self._phantom(event, user, seq)]
-        if (user, seq) in self._paired:
+        if (user, seq) in self._paired or (user, seq) in self.unfounded:
             text = f"seq {seq} of user {user} has more than one event in the outbox: {event.event_id} is another"
             return [Witness("A24", text, None, user, seq)]
         entry = self.entries.pop((user, seq), None)
@@ -129,47 +136,78 @@ class Flow:
         found: list[Witness] = []
         for record in records:
             self.records += 1
+            sent, twins = self._sent.get(record.event_id), self.strangers.get(record.event_id)
+            if sent is not None or twins is not None:
+                self.repeated += 1
+                if sent is not None:
+                    found += self._again(record, *sent)
+                elif twins is not None:
+                    twins.append(record)
+                continue
+            disorder = self._disorder(record)
             waiting = self.unsent.pop(record.event_id, None)
             if waiting is not None:
-                found += self._sent_as(waiting.event, record)
-            elif record.event_id in self._sent:
-                self.repeated += 1
+                found += self._sent_as(waiting.event, record) + disorder
             else:
-                self.strangers.setdefault(record.event_id, record)
+                self.strangers[record.event_id] = [record]
+                if disorder:
+                    self._disorders[record.event_id] = disorder
         self._bound(self.strangers)
         return found
 
-    def _sent_as(self, event: Event, record: Record, *, ordered: bool = True) -> list[Witness]:
-        """A25 and A23: the first record of an event is the event, on its topic, and in the order of its wallet."""
-        self._sent[event.event_id] = event.digest
+    def _sent_as(self, event: Event, record: Record) -> list[Witness]:
+        """A25: the first record of an event is the event, on its topic and under its key."""
+        self._sent[event.event_id] = (event.event_type, event.key, hash(event.payload))
+        if (
+            record.payload == event.payload
+            and record.key == event.key
+            and record.topic == _TOPICS.get(event.event_type)
+        ):
+            return []
         found: list[Witness] = []
         payload = parsed(event.payload)
-        user = payload.get("user_id") if isinstance(payload.get("user_id"), int) else None
+        user, seq = payload.get("user_id"), payload.get("seq")
         where = f"{record.topic}[{record.partition}] offset {record.offset}"
         if record.topic != _TOPICS.get(event.event_type) or record.key != event.key:
             text = f"event {event.event_id} ({event.event_type}, key {event.key}) is at {where}, key {record.key}"
-            found.append(Witness("A25", f"{text}: another topic or key", None, user, payload.get("seq")))
+            found.append(Witness("A25", f"{text}: another topic or key", None, user, seq))
         if record.payload != event.payload and parsed(record.payload) != payload:
             text = f"{where} says {record.payload}; the outbox says {event.payload}"
-            found.append(Witness("A25", text, None, user, payload.get("seq")))
-        return found + (self._ordered(event, record, payload.get("seq")) if ordered else [])
+            found.append(Witness("A25", text, None, user, seq))
+        return found
 
-    def _ordered(self, event: Event, record: Record, seq: object) -> list[Witness]:
-        wallet_seq = seq if event.event_type in WALLET_EVENTS and isinstance(seq, int) else 0
-        place = (record.topic, record.key)
-        partition, newest = self._newest.get(place, (record.partition, 0))
+    def _again(self, record: Record, event_type: str, key: str, payload: int) -> list[Witness]:
+        """A25: an event that is sent again is what it was."""
+        where = f"{record.topic}[{record.partition}] offset {record.offset}"
+        if record.topic != _TOPICS.get(event_type) or record.key != key:
+            text = f"event {record.event_id} ({event_type}, key {key}) is at {where}, key {record.key}"
+            return [Witness("A25", f"{text}: another topic or key")]
+        if hash(record.payload) != payload:
+            return [Witness("A25", f"{where} says {record.payload}, which is not what the event said before")]
+        return []
+
+    def _disorder(self, record: Record) -> list[Witness]:
+        """A23: within a partition a wallet's seqs increase, and a key has one partition."""
         found: list[Witness] = []
-        user = int(record.key) if record.key.isdigit() else None
-        if partition != record.partition:
-            text = f"{record.topic} has key {record.key} in partitions {sorted((partition, record.partition))}"
-            found.append(Witness("A23", text, None, user))
-        elif wallet_seq and wallet_seq <= newest:
+        home = self._homes.setdefault((record.topic, record.key), record.partition)
+        if home != record.partition:
+            text = f"{record.topic} has key {record.key} in partitions {sorted((home, record.partition))}"
+            found.append(Witness("A23", text))
+        if record.topic not in _WALLET_TOPICS:
+            return found
+        try:
+            place = _decode_place(record.payload)
+        except msgspec.DecodeError:
+            return found
+        lane = (record.topic, record.partition, place.user_id)
+        earlier = self._last.get(lane)
+        if earlier is not None and earlier >= place.seq:
             text = (
-                f"{record.topic}[{record.partition}] has seq {wallet_seq} of user {user} at offset {record.offset},"
-                f" after its seq {newest}"
+                f"{record.topic}[{record.partition}] has seq {place.seq} of user {place.user_id} at offset"
+                f" {record.offset}, after its seq {earlier}"
             )
-            found.append(Witness("A23", text, None, user, wallet_seq))
-        self._newest[place] = (record.partition, max(newest, wallet_seq))
+            found.append(Witness("A23", text, None, place.user_id, place.seq))
+        self._last[lane] = place.seq
         return found
 
     # -- what is judged once the feeder has asked
@@ -230,15 +268,16 @@ class Flow:
 
     def explained(self, event: Event) -> list[Witness]:
         """A25: a record whose event was looked for and found is what the event says, old or sent again as it may be."""
-        record = self.strangers.pop(event.event_id, None)
-        if record is None:
-            return []
+        records = self.strangers.pop(event.event_id, [])
         self.unsent.pop(event.event_id, None)
-        return self._sent_as(event, record, ordered=False)
+        # Where it stands says nothing: it may have been sent for the first time before this began to read.
+        self._disorders.pop(event.event_id, None)
+        return [witness for record in records for witness in self._sent_as(event, record)]
 
-    def unknown(self, record: Record) -> Witness:
+    def unknown(self, event_id: str) -> Witness:
         """A24: no outbox has the event of the record."""
-        self.strangers.pop(record.event_id, None)
+        record = self.strangers.pop(event_id)[0]
+        self._disorders.pop(event_id, None)
         text = (
             f"{record.topic}[{record.partition}] offset {record.offset} holds event {record.event_id}, which no outbox"
             " holds"
@@ -269,7 +308,13 @@ class Flow:
             self.dropped += 1
 
 
+class _Place(msgspec.Struct):
+    user_id: int
+    seq: int
+
+
 _decode = msgspec.json.Decoder().decode
+_decode_place = msgspec.json.Decoder(_Place).decode
 
 
 def parsed(text: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Suspects:
                     self._audit.findings.add(flow.explained(Event(server.name, *row)))
         for event_id in left:
             if event_id in flow.strangers:
-                self._audit.findings.add([flow.unknown(flow.strangers[event_id])])
+                self._audit.findings.add([flow.unknown(event_id)])
 
     async def _overdue(self) -> None:
         """A21: an event is marked as published, and its topic, read to its end after that, does not have it."""

@@ -93,7 +93,7 @@ SELECT k.user_id, s.rows, k.upto AS seq, coalesce(s.balance, 0) AS balance, s.to
 -- Which rows of a wallet were written after the horizon $3 although it had them before: $1 wallet, $2 up to which seq.
 SELECT l.seq, l.type, l.amount, l.balance_snapshot AS balance, l.idempotent_key AS key
   FROM wallet_ledger l
- WHERE l.shard = ($1 % 100)::smallint AND l.user_id = $1 AND l.seq <= $2 AND age(l.xmin) <= age($3::text::xid8::xid)
+ WHERE l.shard = ($1::bigint % 100)::smallint AND l.user_id = $1::bigint AND l.seq <= $2 AND age(l.xmin) <= age($3::text::xid8::xid)
  ORDER BY l.seq LIMIT 5
 
 -- name: accounts
@@ -174,4 +174,4 @@ SELECT coalesce(-sum(amount), 0)::text AS held FROM wallet_ledger
 
 -- name: head
 SELECT l.seq, l.balance_snapshot AS balance FROM wallet_ledger l
- WHERE l.shard = ($1 % 100)::smallint AND l.user_id = $1 ORDER BY l.seq DESC LIMIT 1
+ WHERE l.shard = ($1::bigint % 100)::smallint AND l.user_id = $1::bigint ORDER BY l.seq DESC LIMIT 1
