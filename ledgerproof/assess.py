@@ -91,6 +91,8 @@ class HarnessFacts(msgspec.Struct):
     residue: list[str] = []
     reconciliation: ReconciliationFacts | None = None
     """None: the reconciler was not asked, because the run ended before."""
+    live_audit: dict[str, Any] | None = None
+    """What the live auditor said (`ledgerproof.live`); None: it was not asked."""
 
 
 @dataclass
@@ -202,6 +204,8 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
             reasons.append(problem)
     if facts.reconciliation is not None:
         _add_reconciliation(facts.reconciliation, judgement, parts, reasons)
+    if facts.live_audit is not None:
+        _add_live_audit(facts.live_audit, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
     table = _service_levels(measured, judgement, run, facts) if measured and Verdict.ABORTED not in parts else []
     missed = [row["metric"] for row in table if row["met"] is False]
@@ -244,6 +248,7 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "operations": sla.operations(measured.attempts) if measured else [],
         "generator": msgspec.to_builtins(facts.generator),
         "reconciliation": msgspec.to_builtins(facts.reconciliation),
+        "live_audit": facts.live_audit,
         "sizes": facts.sizes,
         "timings": {name: round(value, 2) for name, value in facts.timings.items()},
         "residue": facts.residue,
@@ -281,6 +286,22 @@ def _add_reconciliation(
     if said.problems:
         parts.append(Verdict.INVALID)
         reasons.append(f"the reconciler could not see everything: {'; '.join(said.problems)}")
+
+
+def _add_live_audit(
+    said: dict[str, Any], judgement: Judgement | None, parts: list[Verdict], reasons: list[str]
+) -> None:
+    """Add what the live auditor says; what it alone finds may have been gone by the end, and is as red."""
+    if said["findings"]:
+        parts.append(Verdict.INVARIANT_VIOLATED)
+        agrees = judgement is not None and any(judgement.anomalies.get(code) for code in said["findings"])
+        codes = ", ".join(f"{code} {count} times" for code, count in sorted(said["findings"].items()))
+        reasons.append(f"the live auditor found {codes}" + ("" if agrees else ", and no check agrees with it"))
+        reasons.extend(f"live: {witness['code']}: {witness['text']}" for witness in said["witnesses"][:5])
+    blind = [*said["missed"], *(f"{store}: {why}" for store, why in said["unseen"].items())]
+    if blind:
+        parts.append(Verdict.INVALID)
+        reasons.append(f"the live auditor could not see everything: {'; '.join(blind)}")
 
 
 def _service_levels(

@@ -153,6 +153,12 @@ def cli() -> None:
     help="First of the stack's ports; free ones if left out.",
 )
 @click.option("--keep", is_flag=True, help="Leave the stack running for a look; `ledgerproof down` ends it.")
+@click.option(
+    "--audit/--no-audit",
+    default=DEFAULTS.audit,
+    show_default=True,
+    help="Run the live auditor beside the load; what it finds counts.",
+)
 def prove_command(
     *,
     duration_s: float,
@@ -164,6 +170,7 @@ def prove_command(
     json_path: str | None,
     base_port: int | None,
     keep: bool,
+    audit: bool,
 ) -> int:
     """Start a stack, load it, break it, let it recover, and check every entry it holds.
 
@@ -189,6 +196,7 @@ def prove_command(
         out=out,
         base_port=base_port,
         keep=keep,
+        audit=audit,
     )
     progress.say(f"ledgerproof {__version__}, seed {options.seed}")
     from ledgerproof.prove import prove  # noqa: PLC0415 - slow to import

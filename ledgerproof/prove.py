@@ -43,6 +43,7 @@ from ledgerproof.client import REQUEST_TIMEOUT_S, NotSeeded, Player, monotonic_c
 from ledgerproof.collect import NotCollected, NotDrained, drain, snapshot
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
 from ledgerproof.grpc_wire import GrpcWire
+from ledgerproof.live.beside import Beside
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem, Options
 from ledgerproof.progress import Progress, Step
@@ -207,6 +208,7 @@ def _open_recording(folder: Path, options: Options, schedule: Schedule) -> Recor
             "servers": options.servers,
             "apis": options.apis,
             "faults": options.faults,
+            "audit": options.audit,
             "request_timeout_s": REQUEST_TIMEOUT_S,
             "wallets": len(schedule.seed_deposits),
             "matches": len(schedule.matches),
@@ -330,7 +332,10 @@ async def _load_and_collect(job: Job) -> None:
         grpc_wires=grpc_wires,
     )
     sampler = _sampler(job, player)
+    beside = Beside(stack.config_path, recording.folder) if job.options.audit else None
     try:
+        if beside is not None:
+            beside.start()
         recording.timeline.phase("seed")
         with timed(recording.facts, "seed_s"), job.progress.step(f"Opening {len(job.schedule.seed_deposits)} wallets"):
             await player.seed()
@@ -343,8 +348,14 @@ async def _load_and_collect(job: Job) -> None:
         sampler.stop()
         if sampler.failure is not None:
             recording.timeline.note(f"sampling ended early: {sampler.failure}")
+        if beside is not None:
+            with timed(recording.facts, "live_audit_s"), job.progress.step("Asking the live auditor") as step:
+                recording.facts.live_audit = said = await asyncio.to_thread(beside.stop)
+                step.detail = f"{sum(said['findings'].values())} findings"
         await _collect(job, player)
     finally:
+        if beside is not None:
+            beside.kill()
         sampler.stop()
         await player.stop()
         for wire in wires:

@@ -24,6 +24,8 @@ REST_S: Final = 0.1
 """Between two looks at least, however long they take."""
 LATE_POLLS: Final = 30
 """An audit whose last look ended this many intervals ago (or 30 s) is not alive."""
+LAST_POLLS: Final = 5
+"""Looks after the end was asked for: one whole round."""
 SHOWN_MAX: Final = 10
 
 EXIT_CODES: Final = """\b
@@ -130,6 +132,10 @@ async def _audit(  # noqa: PLR0917 - one caller
                     break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), max(left_s, REST_S))
+        # What was written last is looked at as well, and what is looked through in stretches once more to its end.
+        for _ in range(LAST_POLLS):
+            with contextlib.suppress(Unseen):
+                await audit.poll()
     return result_of(audit, time.monotonic() - began_s)
 
 

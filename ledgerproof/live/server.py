@@ -37,8 +37,13 @@ HOLES_MAX: Final = 20_000
 """Ids that were given out and not seen yet."""
 ROUND_POLLS: Final = 4
 """A table of changing rows is looked through once in so many polls, unless it is too large for that."""
+REUSED_MAX: Final = 10_000
+"""After a lost connection the horizon goes back by this many transactions: a server that crashed may give out numbers
+again that it had given to transactions which left no trace."""
 STRETCH_BLOCKS: Final = 4_000
 """Blocks (32 MB) of one such table that one poll looks through."""
+FIRST_XID: Final = 3
+"""The first number that a transaction can have."""
 ROWS_MAX: Final = 50_000
 """Rows of one answer."""
 
@@ -134,6 +139,8 @@ class Server:
             self.connection = await connect(
                 self._server, AUDITOR, self._config.passwords[AUDITOR], statement_timeout_ms=STATEMENT_TIMEOUT_MS
             )
+            if self.started:
+                self.horizon = str(max(FIRST_XID, int(self.horizon) - REUSED_MAX))
         try:
             async with self.connection.transaction(isolation="repeatable_read", readonly=True):
                 row = await self.fetchrow("moment")
@@ -170,7 +177,7 @@ class Server:
         row = await self.fetchrow("first_event")
         self.first_event = self.event_id = int(row[0])
         self.horizon = self._xmin
-        self.outbox, self.projection = Stretch(began=self._xmin), Stretch(began="3")
+        self.outbox, self.projection = Stretch(began=self._xmin), Stretch(began=str(FIRST_XID))
         self.started = True
 
     async def long(self, name: str, *args: object) -> list[asyncpg.Record]:

@@ -458,7 +458,9 @@ def test_events_in_pieces_and_in_any_order_break_the_rules_they_break_as_a_whole
     live, whole = ([w for w in of_all if "no outbox" in w.text] for of_all in (of["A24"], offline(run, "A24")))
     assert named(live, r"event (event\d+)") == named(whole, r"event (event\d+)")
     order_of = r"(seq \d+ of user \d+ at offset \d+)|(\S+ has key \S+) in"
-    assert named(of["A23"], order_of) == named(offline(run, "A23"), order_of)
+    if "bet.matched" not in {record.topic for record in records}:
+        # Live, a record on a wrong topic is A25 and no more: its order there means nothing.
+        assert named(of["A23"], order_of) == named(offline(run, "A23"), order_of)
     assert flow.unsent == flow.strangers == flow.entries == flow.unfounded == {}
 
 
