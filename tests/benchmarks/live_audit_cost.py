@@ -5,7 +5,7 @@ prints for each turn the CPU of a bet (all processes of the service, and the aud
 the answers. Then, at the same rate, plants one cent in the projection, in Redis, in an old entry and in an old outbox
 row, and prints after how many seconds each was in the auditor's metrics.
 
-    --rate BETS/S (1000)   --seconds S (20, one turn)   --rounds N (3)   --servers N (1)   --json PATH
+    --rate BETS/S (1000)  --seconds S (20, one turn)  --rounds N (3)  --servers N (1)  --wallets N (20000)  --json PATH
 """
 
 import argparse
@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def plants(stack: Stack, users: int) -> list[tuple[str, str, Callable[[], None]]
 
 def main(arguments: argparse.Namespace, stack: Stack) -> None:
     """Measure the cost, then the time to detection."""
-    options = BenchOptions(sizes=QUICK, servers=arguments.servers)
+    options = BenchOptions(sizes=replace(QUICK, wallets=arguments.wallets), servers=arguments.servers)
     bench = Bench(options, stack, stack.config, Progress(), "", "")
     bench.open_workload()
     place(bench, arguments.rate, 5.0, judge_lag=False)  # Plans, pages and code are warm after that.
@@ -235,6 +236,7 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--servers", type=int, default=1)
+    parser.add_argument("--wallets", type=int, default=QUICK.wallets)
     parser.add_argument("--json")
     asked = parser.parse_args()
     root = Path(__file__).parents[2] / ".ledgerproof" / "benchmarks"

@@ -5,8 +5,16 @@ Looks are counted and not timed: the default is one a second, so that ten second
 
 import asyncio
 import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +22,7 @@ import asyncpg
 import msgspec
 import pytest
 from confluent_kafka import Producer
-from reconciled_stack import World, filled, fresh_wallet, play, reconciled_stack
+from reconciled_stack import World, filled, fresh_wallet, play, reconciled_stack, until
 from redis import Redis
 
 from compose.stack import Stack
@@ -383,3 +391,84 @@ async def until_looked(audit: Auditor, condition: Callable[[], bool], timeout_s:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that in time"
         await look(audit)
+
+
+# -- the command
+
+
+@contextlib.contextmanager
+def command(stack: Stack, *arguments: str, stdin: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """`ledgerproof audit --live` as a user starts it; it is gone when the block ends."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ledgerproof", "audit", "--live", "--json", *arguments),
+            *("--interval", "0.3", "--config", str(stack.config_path)),
+        ],
+        cwd=Path(__file__).parents[2],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def fetched(port: int, path: str) -> bytes:
+    """What the auditor serves. Raises OSError if it does not."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        body: bytes = answer.read()
+        return body
+
+
+def sample(port: int, name: str) -> float | None:
+    """A sample of the auditor's metrics; None while it does not answer."""
+    try:
+        text = fetched(port, "/metrics").decode()
+    except OSError:
+        return None
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+async def test_the_command_serves_its_findings_and_ends_with_20_after_ctrl_c(world: World, own_stack: Stack) -> None:
+    user = await wallet_of(world, 0)
+    owner = await world.owner_of(0)
+    change = "UPDATE wallet_balance_projection SET balance = balance + $3 WHERE shard = $1 AND user_id = $2"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    counted = 'ledgerproof_audit_findings_total{code="A11"}'
+    async with repaired(owner, (change, user % 100, user, -1)):
+        with command(own_stack, "--metrics-port", str(port)) as process:
+            await until(
+                lambda: asyncio.to_thread(lambda: (sample(port, "ledgerproof_audit_polls_total") or 0) > 2), 90.0
+            )
+            assert sample(port, counted) == 0
+            assert fetched(port, "/livez") == b"alive\n"
+            await owner.execute(change, user % 100, user, 1)
+            await until(lambda: asyncio.to_thread(lambda: sample(port, counted)), 60.0)
+            process.send_signal(signal.SIGINT)
+            out, _ = await asyncio.to_thread(process.communicate, timeout=60)
+            result = json.loads(out)
+    assert process.returncode == result["exit_code"] == Verdict.INVARIANT_VIOLATED
+    assert result["findings"] == {"A11": 1}
+    assert result["witnesses"][0]["user"] == user
+    with pytest.raises(OSError, match="refused"):
+        fetched(port, "/livez")
+
+
+async def test_the_command_ends_with_its_owner_and_says_that_nothing_is_wrong(own_stack: Stack) -> None:
+    with command(own_stack, "--until-input-ends", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+        out, _ = await asyncio.to_thread(process.communicate, timeout=90)
+        result = json.loads(out)
+    assert process.returncode == result["exit_code"] == Verdict.PASS, result
+    assert result["wallets"] > 40
+    assert result["polls"] > 2
