@@ -62,6 +62,9 @@ timings: setup ## Time the hot functions; see also tests/benchmarks/http_framewo
 report: setup ## Write the newest run's report again and say where it is
 	@$(BIN)/ledgerproof report $(ARGS)
 
+campaign: setup ## 200 short plans one after the other: the clean build finds nothing (hours; resumable)
+	@$(BIN)/ledgerproof campaign --seed 5 $(ARGS)
+
 lock: setup ## Resolve requirements.lock anew (ARGS=--upgrade takes newer versions)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \

@@ -104,6 +104,8 @@ class HarnessFacts(msgspec.Struct):
     """None: the run offered a load. A plan offers none, so it has no rate to hold and no service level to meet."""
     reconciliation: ReconciliationFacts | None = None
     """None: the reconciler was not asked, because the run ended before."""
+    live_audit: dict[str, Any] | None = None
+    """What the live auditor said (`ledgerproof.live`); None: it was not asked."""
 
 
 @dataclass
@@ -229,6 +231,8 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
             reasons.append(problem)
     if facts.reconciliation is not None:
         _add_reconciliation(facts.reconciliation, judgement, parts, reasons)
+    if facts.live_audit is not None:
+        _add_live_audit(facts.live_audit, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
     levels = measured is not None and facts.plan is None and Verdict.ABORTED not in parts
     table = _service_levels(measured, judgement, run, facts) if measured and levels else []
@@ -277,6 +281,7 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
         "plan": msgspec.to_builtins(facts.plan),
         "generator": msgspec.to_builtins(facts.generator),
         "reconciliation": msgspec.to_builtins(facts.reconciliation),
+        "live_audit": facts.live_audit,
         "sizes": facts.sizes,
         "timings": {name: round(value, 2) for name, value in facts.timings.items()},
         "residue": facts.residue,
@@ -314,6 +319,22 @@ def _add_reconciliation(
     if said.problems:
         parts.append(Verdict.INVALID)
         reasons.append(f"the reconciler could not see everything: {'; '.join(said.problems)}")
+
+
+def _add_live_audit(
+    said: dict[str, Any], judgement: Judgement | None, parts: list[Verdict], reasons: list[str]
+) -> None:
+    """Add what the live auditor says; what it alone finds may have been gone by the end, and is as red."""
+    if said["findings"]:
+        parts.append(Verdict.INVARIANT_VIOLATED)
+        agrees = judgement is not None and any(judgement.anomalies.get(code) for code in said["findings"])
+        codes = ", ".join(f"{code} {count} times" for code, count in sorted(said["findings"].items()))
+        reasons.append(f"the live auditor found {codes}" + ("" if agrees else ", and no check agrees with it"))
+        reasons.extend(f"live: {witness['code']}: {witness['text']}" for witness in said["witnesses"][:5])
+    blind = [*said["missed"], *(f"{store}: {why}" for store, why in said["unseen"].items())]
+    if blind:
+        parts.append(Verdict.INVALID)
+        reasons.append(f"the live auditor could not see everything: {'; '.join(blind)}")
 
 
 def _service_levels(

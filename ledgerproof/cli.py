@@ -25,11 +25,13 @@ from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
+from ledgerproof.campaign_command import campaign_command
 from ledgerproof.cells_command import cells_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.explain_command import explain_command, run_folder, sometimes_command
 from ledgerproof.failpoints_command import failpoints_group
 from ledgerproof.judge_command import judge_command
+from ledgerproof.live.command import audit_command
 from ledgerproof.mutants.command import mutants_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
@@ -157,6 +159,12 @@ def cli() -> None:
     help="First of the stack's ports; free ones if left out.",
 )
 @click.option("--keep", is_flag=True, help="Leave the stack running for a look; `ledgerproof down` ends it.")
+@click.option(
+    "--audit/--no-audit",
+    default=DEFAULTS.audit,
+    show_default=True,
+    help="Run the live auditor beside the load; what it finds counts.",
+)
 def prove_command(
     *,
     duration_s: float,
@@ -168,6 +176,7 @@ def prove_command(
     json_path: str | None,
     base_port: int | None,
     keep: bool,
+    audit: bool,
 ) -> int:
     """Start a stack, load it, break it, let it recover, and check every entry it holds.
 
@@ -193,6 +202,7 @@ def prove_command(
         out=out,
         base_port=base_port,
         keep=keep,
+        audit=audit,
     )
     progress.say(f"ledgerproof {__version__}, seed {options.seed}")
     from ledgerproof.prove import prove  # noqa: PLC0415 - slow to import
@@ -456,7 +466,9 @@ cli.add_command(sometimes_command)
 cli.add_command(shards_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
+cli.add_command(audit_command)
 cli.add_command(bench_command)
+cli.add_command(campaign_command)
 cli.add_command(trace_command)
 cli.add_command(mutants_command)
 cli.add_command(dlq_group)

@@ -29,6 +29,7 @@ from ledgerproof.drift import Drift, plan_drift
 from ledgerproof.ending import DRAIN_TIMEOUT_S, Scene, collect, drained, whole
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
 from ledgerproof.grpc_wire import GrpcWire
+from ledgerproof.live.beside import Beside
 from ledgerproof.options import Options
 from ledgerproof.progress import Progress, Step
 from ledgerproof.recording import (
@@ -143,6 +144,7 @@ def _settings(options: Options, schedule: Schedule) -> dict[str, Any]:
         "servers": options.servers,
         "apis": options.apis,
         "faults": options.faults,
+        "audit": options.audit,
         "request_timeout_s": REQUEST_TIMEOUT_S,
         "wallets": len(schedule.seed_deposits),
         "matches": len(schedule.matches),
@@ -172,7 +174,10 @@ async def _load_and_collect(job: Job) -> None:
     drift = _drift(job)
     watching: asyncio.Task[None] | None = None
     scene = Scene(job.config, recording, job.progress, player, whole(job.config), drift.planned.user)
+    beside = Beside(stack.config_path, recording.folder) if job.options.audit else None
     try:
+        if beside is not None:
+            beside.start()
         recording.timeline.phase("seed")
         with timed(recording.facts, "seed_s"), job.progress.step(f"Opening {len(job.schedule.seed_deposits)} wallets"):
             await player.seed()
@@ -192,8 +197,14 @@ async def _load_and_collect(job: Job) -> None:
         sampler.stop()
         if sampler.failure is not None:
             recording.timeline.note(f"sampling ended early: {sampler.failure}")
+        if beside is not None:
+            with timed(recording.facts, "live_audit_s"), job.progress.step("Asking the live auditor") as step:
+                recording.facts.live_audit = said = await asyncio.to_thread(beside.stop)
+                step.detail = f"{sum(said['findings'].values())} findings"
         await collect(scene)
     finally:
+        if beside is not None:
+            beside.kill()
         sampler.stop()
         if watching is not None:
             watching.cancel()

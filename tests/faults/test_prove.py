@@ -105,7 +105,7 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     # The rate is one that a busy machine holds too: this test is about the proof, not about the speed.
     for rate in (80, 40, 20):
         code, out, err = finish(
-            place, "--duration", "20", "--rate", str(rate), "--seed", "11", "--json", "verdict.json"
+            place, "--duration", "20", "--rate", str(rate), "--seed", "11", "--audit", "--json", "verdict.json"
         )
         verdict = verdict_of(place)
         if not saturated(verdict):
@@ -128,6 +128,9 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     assert verdict["reconciliation"]["findings"] == {}
     assert verdict["reconciliation"]["planted"] >= 1
     assert verdict["reconciliation"]["problems"] == []
+    assert verdict["live_audit"]["findings"] == verdict["live_audit"]["unseen"] == {}
+    assert verdict["live_audit"]["entries"] > verdict["acknowledged_bets"]
+    assert verdict["live_audit"]["records"] > verdict["acknowledged_bets"]
     assert [(fault["kind"], fault["target"][:2]) for fault in verdict["faults"]] == [
         ("kill", "pg"),
         ("kill", verdict["faults"][1]["target"][:2]),
