@@ -111,7 +111,7 @@ class Drift:
         """The name of the drift's server."""
         return self._config.servers[self.planned.server].name
 
-    async def plant(self, seed: int, post: Callable[[Command], Awaitable[None]]) -> None:
+    async def plant(self, seed: int, post: Callable[[Command], Awaitable[object]]) -> None:
         """Open the wallet by `post`, wait until that is projected, and make the balance wrong. Raises NotPlanted."""
         user = self.planned.user
         for number in range(1, DEPOSITS_MAX + 1):

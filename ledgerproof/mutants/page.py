@@ -33,7 +33,7 @@ def render(matrix: Matrix) -> str:
     service = [row for row in rows if row.layer != "harness" and not row.pair]
     harness = [row for row in rows if row.layer == "harness"]
     pairs = [row for row in rows if row.pair]
-    machine = ", ".join(str(matrix.machine[name]) for name in ("processor", "cores") if name in matrix.machine)
+    machine = ", ".join(str(matrix.machine[name]) for name in ("cpu", "cores", "os") if name in matrix.machine)
     parts = [
         f"<h1>Planted bugs: {matrix.killed} of {len(rows)} killed</h1>",
         f'<p class="soft">Commit {escape(matrix.commit)}, {escape(matrix.made_at)}; {escape(machine)}</p>',

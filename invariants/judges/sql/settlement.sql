@@ -62,7 +62,10 @@ FROM valued
 WINDOW steps AS (PARTITION BY wallet, bet_id ORDER BY version)
 
 -- name: A28
-WITH unruly_reserves AS (
+WITH first_orders AS (
+    SELECT * FROM orders QUALIFY row_number() OVER (PARTITION BY bet_id ORDER BY line) = 1
+),
+unruly_reserves AS (
     SELECT bet_id FROM bets
     WHERE reserve <> CASE WHEN side = 'BACK' THEN stake ELSE ceil_div(stake * (odds - 100), 100) END
 ),
@@ -94,7 +97,7 @@ queue AS (
         CASE
             WHEN o.stake > o.matched_stake + o.cancelled_stake THEN 9223372036854775807 ELSE coalesce(l.fill_no, 0)
         END AS until
-    FROM (SELECT * FROM orders QUALIFY row_number() OVER (PARTITION BY bet_id ORDER BY line) = 1) o
+    FROM first_orders o
     LEFT JOIN (
         SELECT bet_id, max(fill_no) AS fill_no
         FROM (
