@@ -76,19 +76,20 @@ def test_calls_are_written_so_that_the_catalogue_test_sees_them() -> None:
 # --- off --------------------------------------------------------------------------------------------------
 
 
-def test_a_point_that_nobody_controls_costs_well_under_a_microsecond() -> None:
+def test_a_point_that_nobody_controls_costs_less_than_a_microsecond() -> None:
     async def many(count: int) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         for _ in range(count):
             await hit_async(OTHER)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
-    count = 20_000
-    sync_ns = min(timeit(lambda: hit(NAME), number=count) for _ in range(5)) / count * 1e9
-    async_ns = min(asyncio.run(many(count)) for _ in range(5)) / count * 1e9
-    # 40 ns and 70 ns on an idle machine; the bound leaves room for a busy one and not for a lock or a look-up.
-    assert sync_ns < 600, sync_ns
-    assert async_ns < 600, async_ns
+    # In CPU time, and the best of some tries: what else the machine does must not count.
+    count = 5_000
+    sync_ns = min(timeit(lambda: hit(NAME), number=count, timer=time.thread_time) for _ in range(20)) / count * 1e9
+    async_ns = min(asyncio.run(many(count)) for _ in range(20)) / count * 1e9
+    # 30 ns and 100 ns on an idle machine.
+    assert sync_ns < 1_000, sync_ns
+    assert async_ns < 1_000, async_ns
 
 
 def config(folder: Path | None) -> ServiceConfig:
