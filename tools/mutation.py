@@ -53,6 +53,7 @@ PAGE_HEAD = """# Mutation score
 Written by `make mutation` (`tools/mutation.py`); the figures are in `reports/mutation.json`, how it is done in
 [decision 36](decisions/0036-mutants-of-mutmut-run-in-forks.md). A survivor is a change that no test noticed.
 """
+OTHERS = "not test_planted_bug_is_named_by_its_code"
 SHOWN = ("file", "line", "function", "change")
 PLUGINS = ("_hypothesis_pytestplugin", "pytest_asyncio.plugin", "pytest_timeout")
 _CODE = re.compile(r"^([av]\d\d)_")
@@ -200,7 +201,8 @@ def _child(mutant: Mutant | None, arguments: Sequence[str]) -> None:
 
 def fate_of(mutant: Mutant) -> str:
     """Return killed, timeout or survived."""
-    for choice in (["-k", mutant.first], []) if mutant.first else ([],):
+    # The planted bugs of other codes say of this one only that it stays silent, as many other tests do.
+    for choice in (["-k", mutant.first], ["-k", OTHERS]) if mutant.first else ([],):
         code = _test(mutant, [*choice, *mutant.tests])
         if code == -1:
             return "timeout"
@@ -226,6 +228,7 @@ def _warm_up() -> None:
 def _try(mutants: Sequence[Candidate], minutes: float, jobs: int) -> list[dict[str, Any]]:
     """Try mutants in their order, `jobs` at a time, until all are tried or the time is over."""
     deadline = time.monotonic() + minutes * 60 if minutes else float("inf")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     waiting, rows = list(mutants), []
     running: dict[int, tuple[Mutant, int]] = {}
     while waiting or running:
@@ -234,6 +237,7 @@ def _try(mutants: Sequence[Candidate], minutes: float, jobs: int) -> list[dict[s
             reading, writing = os.pipe()
             pid = os.fork()
             if pid == 0:
+                os.setpgrp()
                 try:
                     os.write(writing, fate_of(mutant).encode())
                 finally:
@@ -244,7 +248,14 @@ def _try(mutants: Sequence[Candidate], minutes: float, jobs: int) -> list[dict[s
             waiting.clear()
         if not running:
             break
-        pid, _ = os.wait()
+        try:
+            pid, _ = os.wait()
+        except KeyboardInterrupt:
+            # What is being tried is given up; what was tried counts.
+            for child in running:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            break
         mutant, reading = running.pop(pid)
         fate = os.read(reading, 100).decode()
         os.close(reading)
@@ -329,7 +340,7 @@ def _run_group(name: str, group: dict[str, Any], options: argparse.Namespace, st
     chosen = chosen[: options.limit or None]
     print(f"{group['title']}: {len(mutants)} mutants, {len(chosen)} to try", file=sys.stderr)
     every = sorted({test for mutant in chosen for test in mutant.tests})
-    if every and _test(None, every) != 0:
+    if every and not options.tests_pass and _test(None, every) != 0:
         sys.exit(f"{name}: the tests fail without any mutant: run pytest {' '.join(every)}")
     rows = _try(chosen, options.minutes, options.jobs)
     if options.again:
@@ -360,6 +371,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=0, help="mutants of each group at most; 0: no limit")
     parser.add_argument("--file", default="", help="only files whose path contains this")
     parser.add_argument("--again", action="store_true", help="only the survivors of the stored report")
+    parser.add_argument("--tests-pass", action="store_true", help="the tests were just run: not once more before")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants tried at the same time")
     options = parser.parse_args()
     os.nice(5)
