@@ -174,7 +174,7 @@ async def _load_and_collect(job: Job) -> None:
     drift = _drift(job)
     watching: asyncio.Task[None] | None = None
     scene = Scene(job.config, recording, job.progress, player, whole(job.config), drift.planned.user)
-    beside = Beside(stack.config_path, recording.folder) if job.options.audit else None
+    beside = Beside(stack.config_path, recording.folder, drift.planned.user) if job.options.audit else None
     try:
         if beside is not None:
             beside.start()

@@ -17,9 +17,12 @@ KILL_WITHIN_S: Final = 10.0
 class Beside:
     """One auditor of one service, from `start` to `stop`. When this process dies, its input ends and so does it."""
 
-    def __init__(self, config: Path, folder: Path) -> None:
-        """`config` is the service's configuration file, `folder` gets the result and what it printed."""
-        self._config, self._folder = config, folder
+    def __init__(self, config: Path, folder: Path, planted_user: int) -> None:
+        """`config` is the service's configuration file, `folder` gets the result and what it printed.
+
+        `planted_user` is the wallet whose balance the run makes wrong on purpose.
+        """
+        self._config, self._folder, self._planted_user = config, folder, planted_user
         self._process: subprocess.Popen[bytes] | None = None
         self._files: list[IO[bytes]] = []
 
@@ -28,6 +31,7 @@ class Beside:
         out, err = (self._folder / name for name in (RESULT_FILE, LOG_FILE))
         self._files = [out.open("wb"), err.open("wb")]
         arguments = ["audit", "--live", "--until-input-ends", "--json", "--config", str(self._config)]
+        arguments += ["--planted", str(self._planted_user)]
         self._process = subprocess.Popen(  # noqa: S603 - our own command line
             [sys.executable, "-m", "ledgerproof", *arguments],
             stdin=subprocess.PIPE,

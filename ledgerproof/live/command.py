@@ -62,6 +62,14 @@ Exit codes:
     default=None,
     help="Serve /metrics and /livez on this port of 127.0.0.1.",
 )
+@click.option(
+    "--planted",
+    "planted_user",
+    type=click.IntRange(1),
+    default=None,
+    metavar="WALLET",
+    help="The wallet whose balance in the read model is made wrong on purpose: its A11 is counted apart.",
+)
 @click.option("--until-input-ends", is_flag=True, help="End when standard input does: for programs that start it.")
 @service_options
 def audit_command(
@@ -70,6 +78,7 @@ def audit_command(
     interval_s: float,
     duration_s: float | None,
     metrics_port: int | None,
+    planted_user: int | None,
     until_input_ends: bool,
     as_json: bool,
     **service: Any,
@@ -83,7 +92,7 @@ def audit_command(
     config = service_config(service["stack_name"], service["config_path"])
     progress = Progress()
     with progress.step("Auditing") as step:
-        result = uvloop.run(_audit(config, interval_s, duration_s, metrics_port, until_input_ends, step))
+        result = uvloop.run(_audit(config, interval_s, duration_s, metrics_port, planted_user, until_input_ends, step))
         step.detail = f"{sum(result['findings'].values())} findings in {result['polls']} looks"
     if as_json:
         print_json(result)
@@ -97,6 +106,7 @@ async def _audit(  # noqa: PLR0917 - one caller
     interval_s: float,
     duration_s: float | None,
     metrics_port: int | None,
+    planted_user: int | None,
     until_input_ends: bool,
     step: Step,
 ) -> dict[str, Any]:
@@ -111,6 +121,7 @@ async def _audit(  # noqa: PLR0917 - one caller
     if until_input_ends:
         loop.add_reader(sys.stdin.fileno(), _input_ended, stopping)
     audit = Auditor(config)
+    audit.findings.planted_user = planted_user
     began_s = time.monotonic()
     gc.set_threshold(100_000, 20, 100)
     async with contextlib.AsyncExitStack() as stack:
