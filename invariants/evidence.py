@@ -452,8 +452,8 @@ def show_drift(run: Run, _: Witness) -> Section:
     """Show what was planted, and what the passes of the reconciler said."""
     lines = [
         Line(
-            f"drift on {row['node']} in the balance of user {row['user']}: measured {_moment(row['measured'])}, repaired"
-            f" {_moment(row['repaired'])}; {row['code']} was due within {row['within_s']:.0f} s and was"
+            f"drift on {row['node']} in the balance of user {row['user']}: measured {_moment(row['measured'])},"
+            f" repaired {_moment(row['repaired'])}; {row['code']} was due within {row['within_s']:.0f} s and was"
             f" {'reported' if row['seen'] else 'not reported'}"
             + (f"; pass {row['blind_run']} missed it" if row["blind"] else ""),
             row["planted"],
