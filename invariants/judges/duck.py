@@ -208,7 +208,7 @@ def _history(run: Run, database: duckdb.DuckDBPyConnection, place: Path) -> None
         return
     folder = run.folder / history.FOLDER
     parts, problems = _whole_parts(database, folder)
-    absent: set[str] = set()
+    absent: frozenset[str] = frozenset()
     if parts:
         described = database.execute(
             "DESCRIBE SELECT * FROM read_parquet(?, union_by_name = true)", [[str(part) for part in parts]]
