@@ -58,7 +58,7 @@ class ReconciliationFacts(msgspec.Struct):
     findings: dict[str, int] = {}
     """Stored findings of all passes, by code."""
     planted: int = 0
-    """Findings about the wallet in which the run itself planted a drift; they are in none of the others."""
+    """Findings that follow from the drift which the run itself planted; they are in none of the others."""
     examples: list[str] = []
     problems: list[str] = []
     """Why the full pass after the drain did not see everything."""

@@ -37,6 +37,9 @@ DEPOSIT_MINOR: Final = 1_000
 DRIFT_MINOR: Final = 1
 CODE: Final = "PROJECTION_DIFFERS"
 """How the reconciler names what is planted."""
+FOLLOWS: Final = frozenset({CODE, "REDIS_DIFFERS"})
+"""What a pass may find of the wallet because of it: a projector that gets the deposit's event again puts what it reads
+into the cache."""
 REQUESTED_BY: Final = "schedule"
 """Only passes of the reconciler's own schedule count."""
 PASSES: Final = 3
@@ -52,6 +55,7 @@ DEPOSITS_MAX: Final = 10
 POLL_S: Final = 0.5
 REPAIR_TRIES: Final = 60
 """Tries, POLL_S apart, to repair and to resume: the server may just have been killed by the nemesis."""
+REPAIR_AFTER_S: Final = 4 * CLOCK_SLACK_S
 TIMEOUT_MS: Final = 5_000
 RESUMED_FOR: Final = "the drift that the run planted is repaired"
 
@@ -152,6 +156,8 @@ class Drift:
         while not over and self._clock() < self._planted_s + self.planned.within_s:
             await asyncio.sleep(POLL_S)
             over = await self._passed()
+        # A pass that missed it must be seen to have ended before the repair, on clocks that may differ by the slack.
+        await asyncio.sleep(REPAIR_AFTER_S)
         await self._repair()
 
     async def _repair(self) -> None:

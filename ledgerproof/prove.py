@@ -42,7 +42,7 @@ from ledgerproof import __version__, assess, sla
 from ledgerproof.assess import GeneratorFacts, HarnessFacts, ReconciliationFacts
 from ledgerproof.client import REQUEST_TIMEOUT_S, NotSeeded, Player, monotonic_clock
 from ledgerproof.collect import NotCollected, NotDrained, drain, snapshot
-from ledgerproof.drift import Drift, NotPlanted, PlannedDrift, plan_drift
+from ledgerproof.drift import FOLLOWS, Drift, NotPlanted, PlannedDrift, plan_drift
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
 from ledgerproof.grpc_wire import GrpcWire
 from ledgerproof.machine import commit, describe_machine
@@ -552,7 +552,7 @@ async def _collect(job: Job, player: Player, planted: PlannedDrift) -> None:
 async def _reconciled(config: ServiceConfig, step: Step, planted: int, *, at_rest: bool) -> ReconciliationFacts:
     """Run a full pass of the service's own reconciler and return what it and all earlier passes found.
 
-    Findings about the wallet `planted` are those of the planted drift, which are the checker's to judge (A35).
+    What follows from the drift in the wallet `planted` is counted apart: it is the checker's to judge (A35).
 
     Of a service that does not come to rest only the earlier passes are asked: they may say why, for findings pause
     payouts.
@@ -565,7 +565,7 @@ async def _reconciled(config: ServiceConfig, step: Step, planted: int, *, at_res
         for index, server in enumerate(config.servers):
             said.passes += len(await operations.runs_of(config, index, PASSES_READ_MAX))
             for row in await operations.findings_of(config, index, None, FINDINGS_READ_MAX):
-                if row["user_id"] == planted:
+                if row["user_id"] == planted and row["code"] in FOLLOWS:
                     said.planted += 1
                     continue
                 said.findings[row["code"]] = said.findings.get(row["code"], 0) + 1

@@ -267,11 +267,11 @@ def _dependencies(txns: list[Txn], lists: Lists, lost: set[tuple[Value, Value]])
         writers = [lists.writer.get((key, element)) for element in order]
         for before, after, left, right in zip(order, order[1:], writers, writers[1:], strict=False):
             if left is not None and right is not None:
-                graph.add(left.number, right.number, "ww", f"appended {before!r} to {key!r} just before its {after!r}")
+                graph.add(left.number, right.number, "ww", f"appended {before!r} to {key!r} just before {after!r} by")
         for element, txn in unseen[key]:
             # What the longest read does not show came after all it does.
             if order and writers[-1] is not None:
-                reason = f"appended {order[-1]!r} to {key!r}, the last that was read, before its {element!r}"
+                reason = f"appended {order[-1]!r} to {key!r}, the last that was read, before {element!r} by"
                 graph.add(writers[-1].number, txn.number, "ww", reason)
         for read in lists.reads[key]:
             _of_read(graph, lists, key, read, unseen[key])
@@ -292,13 +292,15 @@ def _of_read(
         return  # It read its own append; what it found before that says the order of appends.
     if len(elements) < len(order):
         following = lists.writer.get((key, order[len(elements)]))
-        if following is not None:
+        # Where it is the same transaction again, this is the middle of it (G1b).
+        if following is not None and following is not writer:
             reason = f"read {_shown(elements)} in {key!r} before {order[len(elements)]!r} was appended by"
             graph.add(txn.number, following.number, "rw", reason)
         return
     for element, following in unseen:
-        reason = f"read {_shown(elements)} in {key!r} before {element!r} was appended by"
-        graph.add(txn.number, following.number, "rw", reason)
+        if following is not writer:
+            reason = f"read {_shown(elements)} in {key!r} before {element!r} was appended by"
+            graph.add(txn.number, following.number, "rw", reason)
 
 
 def _shown(elements: Elements) -> str:

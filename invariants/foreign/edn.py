@@ -225,7 +225,7 @@ class _Reader:
             if len(name) == 5:
                 return chr(int(name[1:], 16))
             if name not in _ESCAPES:
-                raise self.error(f"a string cannot hold \\{name}", at + match.start())
+                raise self.error(f"a string cannot hold \\{name}", at + 1 + match.start())
             return _ESCAPES[name]
 
         return _ESCAPE.sub(plain, text[1:-1]) if "\\" in text else text[1:-1]

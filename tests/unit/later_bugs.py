@@ -31,6 +31,12 @@ def withdrawal_refused_though_the_funds_were_there(w: World) -> None:
     w.refuse("withdraw", CYD, 10, "rich")
 
 
+def withdrawal_refused_before_the_funds_were_spent(w: World) -> None:
+    w.refuse("withdraw", CYD, 10, "rich")
+    w.withdraw(CYD, w.balance(CYD)[1], "all")
+    w.derive()
+
+
 def bet_refused_though_its_reserve_was_there(w: World) -> None:
     refuse_bet(w, "INSUFFICIENT_FUNDS", "rich", side="LAY", odds=300, amount=500)
 
@@ -311,6 +317,7 @@ def pass_saw_everything_but_the_drift(w: World) -> None:
 
 LATER_BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A08", withdrawal_refused_though_the_funds_were_there, "rich", set()),
+    ("A08", withdrawal_refused_before_the_funds_were_spent, "rich", set()),
     ("A08", bet_refused_though_its_reserve_was_there, "rich", set()),
     ("A08", deposit_refused_for_lack_of_funds, "odd", set()),
     ("A08", bet_refused_as_late_on_an_open_match, "early", set()),

@@ -879,6 +879,15 @@ def test_moved_shard_is_no_anomaly() -> None:
     assert judgement.sometimes["a shard was moved to another server"] == 1
 
 
+def test_events_that_a_server_wrote_before_it_gave_a_shard_up_stay_there_as_history() -> None:
+    world = small_world()
+    at = shard_of_ann_moves(world)
+    for event in world.tables["outbox"]:
+        if event["user_id"] == ANN:
+            event.update(server="pg0", created_at=at - 0.1)
+    assert fired(judge(world.run())) == set()
+
+
 def test_recovery_in_time_is_no_anomaly_and_later_faults_begin_its_time_anew() -> None:
     world = small_world()
     sample(world, "outbox_unpublished", "pg0", {0.1: 0.0, 0.7: 4_000.0, 20.0: 900.0, 25.0: 5_000.0, 50.0: 0.0})

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from invariants import history
 from ledgerproof import workload
-from ledgerproof.client import NotSeeded, Player, classify, monotonic_clock
+from ledgerproof.client import NotSeeded, Player, classify, identity_of, monotonic_clock
 from ledgerproof.wire import Lost, NotSent, Wire, get, post
 from ledgerproof.workload import Kind, draw
 
@@ -267,7 +267,21 @@ async def test_a_whole_schedule_is_played_and_recorded(tmp_path: Path) -> None:
         player.acknowledged_bets
         == attempts.filter((pl.col("op") == "bet") & (pl.col("cls") == "ok") & ~pl.col("replayed"))["key"].n_unique()
     )
-    assert set(attempts["op"].unique()) >= {"bet", "deposit", "withdraw", "balance", "create_match"}
+    assert set(attempts["op"].unique()) >= {"bet", "deposit", "withdraw", "balance", "create_match", "entries"}
+    pages = attempts.filter(pl.col("op") == "entries")
+    full = pages.filter(pl.col("page_rows") > 0)
+    assert pages["page_rows"].null_count() == pages["after_seq"].null_count() == 0
+    assert (full["seq"] - full["after_seq"]).to_list() == full["page_rows"].to_list()
+    reads = attempts.filter(pl.col("op") == "balance")
+    assert set(reads["strong"].unique()) == {True, False}
+
+
+def test_a_bet_and_the_rollback_of_its_key_are_two_commands() -> None:
+    bet, back = draw(1, 50, 5).command, workload.rollback(7, "w1-1")
+    first = next(bet(number) for number, kind in enumerate(draw(1, 50, 5).kind.tolist()) if kind == Kind.BET)
+    assert identity_of(back) == ("rollback", 7, "w1-1")
+    assert identity_of(first) == ("ledger", first.user, first.key)
+    assert identity_of(workload.withdraw(7, 5, "w1-1")) == ("ledger", 7, "w1-1")
 
 
 async def test_latency_counts_from_the_intended_time(tmp_path: Path) -> None:
