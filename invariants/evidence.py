@@ -58,6 +58,10 @@ def _on_clock(run: Run, unix_s: float | None) -> float | None:
     return None if unix_s is None or run.config.origin_unix is None else unix_s - run.config.origin_unix
 
 
+def _moment(at_s: float | None) -> str:
+    return "never" if at_s is None else f"{at_s:.3f} s"
+
+
 def _values(row: dict[str, Any], *names: str) -> str:
     return ", ".join(f"{name} {row[name]}" for name in names if row.get(name) is not None)
 
@@ -406,8 +410,8 @@ def show_faults(run: Run, _: Witness) -> Section:
         "Faults",
         [
             Line(
-                f"fault {row['fault_id']}: {row['fault']} {row['node']}, measured from {row['start']} to"
-                f" {row['end']} s",
+                f"fault {row['fault_id']}: {row['fault']} {row['node']}, measured from {_moment(row['start'])} to"
+                f" {_moment(row['end'])}",
                 row["requested"],
             )
             for row in run.requested_faults.iter_rows(named=True)
@@ -448,8 +452,8 @@ def show_drift(run: Run, _: Witness) -> Section:
     """Show what was planted, and what the passes of the reconciler said."""
     lines = [
         Line(
-            f"drift on {row['node']} in the balance of user {row['user']}: measured {row['measured']}, repaired"
-            f" {row['repaired']} s; {row['code']} was due within {row['within_s']:.0f} s and was"
+            f"drift on {row['node']} in the balance of user {row['user']}: measured {_moment(row['measured'])},"
+            f" repaired {_moment(row['repaired'])}; {row['code']} was due within {row['within_s']:.0f} s and was"
             f" {'reported' if row['seen'] else 'not reported'}"
             + (f"; pass {row['blind_run']} missed it" if row["blind"] else ""),
             row["planted"],
