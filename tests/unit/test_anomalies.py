@@ -746,6 +746,8 @@ def test_planted_bug_is_named_by_its_code(code: str, bug: Bug, key: str | None, 
     bug(world)
     judgement = judge(world.run())
     assert judgement.unchecked == {}
+    # All judges decide every planted bug, and alike.
+    assert [reason for reason in judgement.reasons if reason.startswith("the judge")] == []
     assert code in fired(judgement)
     assert fired(judgement) <= {code} | may
     assert judgement.verdict is Verdict.INVARIANT_VIOLATED

@@ -360,7 +360,12 @@ class Case:
         """Kafka records of the projector's stream of balances."""
         return [r for r in self.table("kafka") if r["topic"] == BALANCE_TOPIC]
 
-    @property
+    @cached_property
+    def outbox(self) -> list[tuple[Row, Row]]:
+        """Each event of the outbox with the fields of its payload."""
+        return [(event, fields_of(event["payload"])) for event in self.table("outbox")]
+
+    @cached_property
     def buried(self) -> set[str]:
         """Ids of the events in the dead letter topic."""
         return {r["event_id"] for r in self.table("kafka") if r["topic"] == DLQ_TOPIC and r["event_id"] is not None}
@@ -417,7 +422,7 @@ class Case:
         """Return the server that must hold a match."""
         return self._installed[shard_of_match(UUID(match_id))]
 
-    @property
+    @cached_property
     def _installed(self) -> dict[int, str]:
         config = self.run.config
         if len(config.routing) != SHARDS or not config.servers:

@@ -125,9 +125,9 @@ def a24_phantom_event(case: Case) -> Iterator[Finding]:
         "BetCancelled": lambda p: p.get("bet_id") in cancelled,
         "MatchSettled": lambda p: (p.get("match_id"), p.get("settlement_version")) in settled,
     }
-    for event in case.table("outbox"):
+    for event, payload in case.outbox:
         is_stored = stored.get(event["event_type"])
-        if is_stored is not None and not is_stored(fields_of(event["payload"])):
+        if is_stored is not None and not is_stored(payload):
             text = f"event {event['event_id']} ({event['event_type']}) tells of something that is not stored"
             yield Finding("A24", text, {"event_id": event["event_id"]})
 
@@ -151,8 +151,7 @@ def a25_event_differs(case: Case) -> Iterator[Finding]:
     fills = {(f["match_id"], f["fill_no"]): f for f in reversed(case.table("fills"))}
     bets = {(b["user_id"], b["bet_id"]): b for b in reversed(case.table("bets"))}
     settled = {(s["match_id"], s["settlement_version"]): s for s in reversed(case.table("settlements"))}
-    for event in case.table("outbox"):
-        payload = fields_of(event["payload"])
+    for event, payload in case.outbox:
         place = (payload.get("user_id"), payload.get("seq"))
         entry = case.places[place].row if place in case.places else None
         match event["event_type"]:
@@ -217,7 +216,9 @@ def _differing_records(case: Case) -> Iterator[Finding]:
             wrong = []
             if (record["topic"], record["key"]) != right:
                 wrong.append(f"it belongs on {right[0]} under {right[1]}")
-            if fields_of(record["payload"]) != fields_of(event["payload"]):
+            # Equal text needs no parsing.
+            same = record["payload"] == event["payload"]
+            if not same and fields_of(record["payload"]) != fields_of(event["payload"]):
                 wrong.append(f"it says {record['payload']} and the outbox {event['payload']}")
             if wrong:
                 where = f"{record['topic']}[{record['partition']}] offset {record['offset']}"

@@ -197,14 +197,18 @@ def _founded(
 
 def _unasked(case: Case) -> Iterator[Finding]:
     """Find the settlements that no attempt asked for: the first by settle or void, later ones by resettle."""
+    commands: dict[str | None, list[Attempt]] = {}
+    for attempt in case.attempts:
+        if attempt.family == "match":
+            commands.setdefault(attempt.match_id, []).append(attempt)
     for row in distinct(case.table("settlements"), ("match_id", "settlement_version", "kind", "result")):
-        again = (row["settlement_version"] or 0) > 1
-        if again:
-            asked = [a for a in case.attempts if a.op == "resettle_match" and a.match_id == row["match_id"]]
+        of_match = commands.get(row["match_id"], [])
+        if (row["settlement_version"] or 0) > 1:
+            asked = [a for a in of_match if a.op == "resettle_match"]
             asked = [a for a in asked if (a.selection is None) == (row["kind"] == "VOID")]
         else:
             op = "void_match" if row["kind"] == "VOID" else "settle_match"
-            asked = [a for a in case.attempts if a.op == op and a.match_id == row["match_id"]]
+            asked = [a for a in of_match if a.op == op]
         # An attempt whose result was not recorded may have asked for this one.
         if not any(a.selection is None or a.selection == row["result"] for a in asked):
             yield Finding(

@@ -33,9 +33,12 @@ def a14_real_time_order(case: Case) -> Iterator[Finding]:
 
 def a15_session(case: Case) -> Iterator[Finding]:
     """A15: an unflagged read shows less than its client had seen longer ago than the staleness bound."""
+    sessions: dict[tuple[int, int], list[Attempt]] = defaultdict(list)
+    for read in case.reads:
+        sessions[read.client, read.user].append(read)
     for read in case.reads:
         horizon = read.t_invoke - case.stale_after_s
-        seen = [r.seq for r in case.reads if (r.client, r.user) == (read.client, read.user) and r.t_return < horizon]
+        seen = [other.seq for other in sessions[read.client, read.user] if other.t_return < horizon]
         if not read.stale and any(seq > read.seq for seq in seen):
             yield _of_read("A15", read, f"answered seq {read.seq} after its client {read.client} had seen {max(seen)}")
 
