@@ -243,6 +243,8 @@ def _hold_to_plan(plan: plans.Plan, performer: Performer, breaker: Breaker, reco
     """Make the run INVALID for everything that the plan says and that did not happen."""
     for problem in performer.problems:
         recording.invalid(f"not as planned: {problem}")
+    if performer.left_out:
+        recording.timeline.note(f"{performer.left_out} steps left out: what they refer to was never answered")
     counts = breaker.counts()
     for client in plan.clients:
         for step in client.steps:

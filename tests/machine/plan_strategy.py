@@ -110,7 +110,9 @@ ordinary: st.SearchStrategy[Draft] = st.one_of(
     st.lists(bets, min_size=1, max_size=4).map(
         lambda many: lambda _keys: plans.Bulk(commands=[plans.Bet(**values) for values in many])
     ),
-    bets.map(lambda values: lambda _keys: plans.Repeat(of=plans.Bet(**values), times=12, at_once=4)),
+    st.tuples(bets, st.integers(2, 12)).map(
+        lambda drawn: lambda _keys: plans.Repeat(of=plans.Bet(**drawn[0]), times=drawn[1], at_once=4)
+    ),
     _plain(plans.CloseMatch, match=matches),
     _plain(plans.SettleMatch, match=matches, result=st.sampled_from(("HOME", "DRAW"))),
     _plain(plans.VoidMatch, match=matches),

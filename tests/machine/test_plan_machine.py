@@ -80,6 +80,7 @@ def search(examples: int) -> settings:
         derandomize=settings.get_current_profile_name() != NIGHTLY,
         deadline=None,
         database=None,
+        report_multiple_bugs=False,
         # Explaining runs each part of the shortest plan again many times over: not with real processes.
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
