@@ -336,7 +336,9 @@ def _run_group(name: str, group: dict[str, Any], options: argparse.Namespace, st
     chosen = [mutant for mutant in mutants if options.file in mutant.file]
     if options.again:
         left = {(row["file"], row["function"], row["change"]) for row in stored.get("survivors", [])}
-        chosen = [mutant for mutant in chosen if (mutant.file, mutant.function, mutant.change) in left]
+        near = {name[:2] for name in left}
+        built = [(each, each.build()) for each in chosen if (each.file, each.function) in near]
+        chosen = [each for each, mutant in built if (mutant.file, mutant.function, mutant.change) in left]
     chosen = chosen[: options.limit or None]
     print(f"{group['title']}: {len(mutants)} mutants, {len(chosen)} to try", file=sys.stderr)
     every = sorted({test for mutant in chosen for test in mutant.tests})

@@ -13,4 +13,4 @@ class PureRules(ExchangeMachine):
 
 
 TestPureRules = PureRules.TestCase
-TestPureRules.settings = depth(ci=80, nightly=2_800)
+TestPureRules.settings = depth(ci=80, nightly=3_000)

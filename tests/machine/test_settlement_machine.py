@@ -216,6 +216,15 @@ class SettlementMachine(RuleBasedStateMachine):
         assert len(business) == len(self.posted)
 
     @invariant()
+    def an_entry_names_its_bet_and_its_key_says_the_same(self) -> None:
+        owners = {order.bet_id: order.user_id for order in self.orders}
+        for entry in self.posted:
+            assert (entry.match_id, entry.user_id) == (MATCH, owners[entry.bet_id])
+            assert 0 <= entry.settlement_version <= len(self.rulings) + 1
+            assert entry.key.startswith("ledger:")
+            assert entry.key.endswith(f":{entry.bet_id}:{entry.settlement_version}")
+
+    @invariant()
     def signs_are_those_of_the_schema(self) -> None:
         for entry in self.posted:
             assert (entry.amount < 0) is (entry.type is EntryType.DEBIT)
