@@ -29,7 +29,7 @@ from reference.store import connect
 STATEMENT_TIMEOUT_MS: Final = 5_000
 BASELINE_TIMEOUT_MS: Final = 120_000
 """For what is read once: a partition as a whole."""
-TAIL_BLOCKS: Final = 6
+TAIL_BLOCKS: Final = 3
 """Blocks before the last known end of a partition that are looked at again: several sessions fill blocks at once."""
 EVENTS_MAX: Final = 20_000
 """Outbox rows of one look; more wait for the next."""
@@ -124,7 +124,8 @@ class Server:
         self._holes: dict[int, str] = {}
         """Missing outbox id → xmax of the snapshot that missed it."""
         self._config, self._server = config, server
-        self._tail = ("", "")
+        self._tail: tuple[asyncpg.Connection, list[int], Any] | None = None
+        """The look at the ends of these shards, prepared on this connection."""
         sql = load_live_sql()
         self.sql = {
             name: text.replace("{entry_columns}", sql["entry_columns"]).replace("{event_columns}", sql["event_columns"])
@@ -226,15 +227,17 @@ class Server:
             begin.append(f"({max(0, start)},0)")
         if not begin:
             return []
-        numbers = ",".join(str(part.shard) for part in partitions)
-        if self._tail[0] != numbers:
-            branches = "\nUNION ALL\n".join(
-                self.sql["tail_branch"].replace("{shard}", str(part.shard)).replace("{no}", str(no))
-                for no, part in enumerate(partitions, start=1)
-            )
-            self._tail = (numbers, self.sql["tail"].replace("{branches}", branches))
         assert self.connection is not None, "a snapshot is open"
-        rows = await self.connection.fetch(self._tail[1], self.horizon, begin, timeout=STATEMENT_TIMEOUT_MS / 1000 + 1)
+        shards = [part.shard for part in partitions]
+        if self._tail is None or self._tail[:2] != (self.connection, shards):
+            branches = "\nUNION ALL\n".join(
+                self.sql["tail_branch"].replace("{shard}", str(shard)).replace("{no}", str(no))
+                for no, shard in enumerate(shards, start=1)
+            )
+            # Planning it takes ten times as long as running it, and the driver does not keep texts of this length.
+            prepared = await self.connection.prepare(self.sql["tail"].replace("{branches}", branches))
+            self._tail = (self.connection, shards, prepared)
+        rows = await self._tail[2].fetch(self.horizon, begin, timeout=STATEMENT_TIMEOUT_MS / 1000 + 1)
         return [entry_of(self.name, row) for row in rows]
 
     async def entries_between(self, spans: Sequence[tuple[int, int, int]]) -> list[Entry]:

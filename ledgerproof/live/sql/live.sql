@@ -1,7 +1,8 @@
 -- Statements of the live auditor, all under the role that can only read. {shard}, {no}, {branches} are filled in by
 -- server.py. A row version is *new* when its transaction is not older than a horizon: the xmin of an earlier snapshot.
 -- Every transaction below that xmin was over by then, so what it wrote was seen then or never will be; everything that
--- became visible since has a number at or above it, however late it committed.
+-- became visible since has a number at or above it, however late it committed. (The age of the horizon is a sub-select, so
+-- that it is worked out once and not for every row.)
 
 -- name: moment
 SELECT pg_snapshot_xmin(s)::text AS xmin, pg_snapshot_xmax(s)::text AS xmax FROM pg_current_snapshot() s
@@ -27,7 +28,7 @@ SELECT pg_relation_size('events') / b.size AS events, pg_relation_size('wallet_b
 SELECT l.shard, l.user_id, l.seq, l.type, l.amount, l.contra, l.match_id, l.bet_id, l.settlement_version,
        l.balance_snapshot, l.idempotent_key, hash_record_extended(l, 0) AS digest
   FROM wallet_ledger l
- WHERE l.shard = {shard} AND l.ctid >= (($2::text[])[{no}])::tid AND age(l.xmin) <= age($1::text::xid8::xid)
+ WHERE l.shard = {shard} AND l.ctid >= (($2::text[])[{no}])::tid AND age(l.xmin) <= (SELECT age($1::text::xid8::xid))
 
 -- name: tail
 -- New row versions at the end of each partition: $1 the horizon, $2 where to begin in each.
@@ -93,7 +94,7 @@ SELECT k.user_id, s.rows, k.upto AS seq, coalesce(s.balance, 0) AS balance, s.to
 -- Which rows of a wallet were written after the horizon $3 although it had them before: $1 wallet, $2 up to which seq.
 SELECT l.seq, l.type, l.amount, l.balance_snapshot AS balance, l.idempotent_key AS key
   FROM wallet_ledger l
- WHERE l.shard = ($1::bigint % 100)::smallint AND l.user_id = $1::bigint AND l.seq <= $2 AND age(l.xmin) <= age($3::text::xid8::xid)
+ WHERE l.shard = ($1::bigint % 100)::smallint AND l.user_id = $1::bigint AND l.seq <= $2 AND age(l.xmin) <= (SELECT age($3::text::xid8::xid))
  ORDER BY l.seq LIMIT 5
 
 -- name: accounts
@@ -123,7 +124,7 @@ SELECT array_agg(e.id) AS ids,
        array_agg(hash_record_extended(
            ROW(e.event_id, e.aggregate_type, e.aggregate_id, e.event_type, e.partition_key, e.payload), 0)) AS digests
   FROM events e
- WHERE e.ctid >= $2::text::tid AND e.ctid < $3::text::tid AND age(e.xmin) <= age($1::text::xid8::xid) AND e.id <= $4
+ WHERE e.ctid >= $2::text::tid AND e.ctid < $3::text::tid AND age(e.xmin) <= (SELECT age($1::text::xid8::xid)) AND e.id <= $4
 
 -- name: published
 -- Which of these outbox rows are marked.
@@ -145,7 +146,7 @@ SELECT {event_columns} FROM events e JOIN unnest($1::text[]) AS k (event_id) ON 
 -- name: changed_projection
 SELECT array_agg(p.user_id) AS users, array_agg(p.seq) AS seqs, array_agg(p.balance) AS balances
   FROM wallet_balance_projection p
- WHERE p.ctid >= $2::text::tid AND p.ctid < $3::text::tid AND age(p.xmin) <= age($1::text::xid8::xid)
+ WHERE p.ctid >= $2::text::tid AND p.ctid < $3::text::tid AND age(p.xmin) <= (SELECT age($1::text::xid8::xid))
    AND p.shard = ANY ($4::smallint[])
 
 -- name: settlements
