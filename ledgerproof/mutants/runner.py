@@ -27,7 +27,7 @@ from ledgerproof.mutants.patches import Hunk, Mutant, PatchError
 SERVERS: Final = 2
 PROBE_S: Final = 240.0
 """A probe that takes longer is ended; it is then not killed, as nothing over 60 s is."""
-POLL_S: Final = 0.05
+POLL_S: Final = 0.1
 END_S: Final = 5.0
 WORK: Final = "planted"
 """Folder of the copies and of what they wrote, below the root of the stacks."""
@@ -111,6 +111,8 @@ class Runner:
         try:
             while process.poll() is None and time.monotonic() - began < PROBE_S:
                 time.sleep(POLL_S)
+                if stack is not None:
+                    reap(stack)
         finally:
             end_session(process)
         seconds = round(time.monotonic() - began, 2)
@@ -133,6 +135,14 @@ class Runner:
             # A trigger that broke off may have left a node broken.
             self._stack.heal()
         return self._stack
+
+
+def reap(stack: Stack) -> None:
+    """Take note of the servers that the probe has killed, as their parent must: Postgres takes a zombie for alive."""
+    for node in stack.state.nodes:
+        if node.process is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(node.process.pid, os.WNOHANG)
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:

@@ -35,6 +35,8 @@ async def lost_answers(f: Floor) -> None:
         async with weather(f, server, Weather.DEAF):
             await f.send(workload.deposit(user, 1_111, f.key("deaf")))
         await asyncio.sleep(0.15)
+        # A connection that stands, for its first bytes would only say that there is none.
+        await f.deposit(user, 3)
         async with weather(f, server, Weather.CUT):
             await f.send(workload.deposit(user, 2_222, f.key("cut")))
         await asyncio.sleep(0.15)
