@@ -95,7 +95,6 @@ SOUND_CORRECTION = reference.settlement.correction_entries
         (OrderBookMachine, reference.orderbook, "_trade", at_the_limit_of_the_newcomer),
         (OrderBookMachine, Book, "place", placed_with_itself),
         (SettlementMachine, test_settlement_machine, "cancel_entries", nothing),
-        (SettlementMachine, test_settlement_machine, "correction_entries", forgetting_what_is_owed),
         (SettlementMachine, reference.settlement, "house_share", without_residue),
     ],
     ids=lambda value: getattr(value, "__name__", value),
