@@ -206,7 +206,14 @@ def _one(plan: Plan, shop: Workshop) -> Row:
             root=shop.root,
             audit=shop.audit,
         )
-        folder, verdict = shop.prove(options, shop.progress)
+        try:
+            folder, verdict = shop.prove(options, shop.progress)
+        except EnvironmentProblem as error:
+            # A stack that did not come up left nothing behind; on a busy machine it may the next time.
+            if tries >= TRIES_MAX:
+                raise
+            shop.progress.warn(f"plan {plan.number} could not begin: {error}")
+            continue
         kind = kind_of(verdict)
         if kind == "unproven" and tries < TRIES_MAX:
             shutil.rmtree(folder)

@@ -134,6 +134,19 @@ def test_rows_of_another_seed_or_commit_are_not_counted_with_these(tmp_path: Pat
         campaign.load(path, msgspec.structs.replace(begun(2), **other))
 
 
+def test_a_stack_that_does_not_come_up_is_tried_once_more(tmp_path: Path) -> None:
+    def answer(call: int) -> dict[str, Any]:
+        if call == 1 or call > 2:
+            raise EnvironmentProblem("a server did not start")
+        return verdict_of(Verdict.PASS)
+
+    service, path, work = Service(answer), tmp_path / "c.json", begun(2)
+    with pytest.raises(EnvironmentProblem, match="did not start"):
+        campaign.run(work, path, shop(tmp_path, service))
+    assert [(row.kind, row.tries) for row in work.rows] == [("silent", 2)]
+    assert len(service.seen) == 4
+
+
 def test_plans_follow_from_the_seed_and_differ() -> None:
     plans = [draw_plan(5, number) for number in range(1, 101)]
     assert plans == [draw_plan(5, number) for number in range(1, 101)]
