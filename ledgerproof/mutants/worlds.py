@@ -44,7 +44,7 @@ def self_test() -> Outcome:
     def note(code: str, text: str) -> None:
         wrong.setdefault(code, []).append(text)
 
-    calm = judge(honest.small_world().run())
+    calm = judge(honest.small_world().run(), judges=[])
     for code in _fired(calm):
         note(code, "the honest world is accused of it")
     if calm.verdict is not Verdict.PASS and not _fired(calm):
@@ -53,12 +53,8 @@ def self_test() -> Outcome:
         world = honest.small_world()
         bug(world)
         # Only its own check: whether another one is wrong is asked of that one's worlds, and of the honest one.
-        judgement = judge(world.run(), {code: CHECKS[code]})
-        name = planted.name_of(bug)
-        if code not in _fired(judgement):
-            note(code, f"the world in which {name} is not named by it")
-        elif judgement.verdict is not Verdict.INVARIANT_VIOLATED:
-            note(code, f"the world in which {name} is called {judgement.verdict.name}")
+        if not CHECKS[code].find(world.run()).count:
+            note(code, f"the world in which {planted.name_of(bug)} is not named by it")
     for text in _holes(honest):
         note(SELF_TEST, text)
     return Outcome(
@@ -81,9 +77,13 @@ def _holes(honest: Any) -> list[str]:
         series_rows=whole.run().series,
         first=tables,
     )
-    judgement = judge(damaged)
+    judgement = judge(damaged, judges=[])
     if judgement.verdict is not Verdict.INVALID or not judgement.unchecked:
         found.append(f"a run without the table of orders is called {judgement.verdict.name}")
+    accused = honest.small_world()
+    accused.tables["ledger"].remove(accused.entry("out-1"))
+    if (called := judge(accused.run(), judges=[]).verdict) is not Verdict.INVARIANT_VIOLATED:
+        found.append(f"a run that lost an acknowledged withdrawal is called {called.name}")
     ranked = [Verdict.PASS, Verdict.SLA_MISSED, Verdict.RESIDUE, Verdict.INVALID, Verdict.ABORTED]
     ranked.append(Verdict.INVARIANT_VIOLATED)
     for mild, severe in itertools.combinations(ranked, 2):
