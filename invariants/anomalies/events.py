@@ -432,4 +432,12 @@ def _parsed(text: str | None) -> dict[str, object]:
         value = msgspec.json.decode(text or "")
     except msgspec.DecodeError:
         value = None
-    return {name: value.get(name) if isinstance(value, dict) else None for name in _PAYLOAD}
+    fields = value if isinstance(value, dict) else {}
+    return {name: fields.get(name) if _fits(fields.get(name), kind) else None for name, kind in _PAYLOAD.items()}
+
+
+def _fits(value: object, kind: pl.DataType) -> bool:
+    """Whether a payload's field has the type it must have; one that has not is as good as absent, and differs."""
+    if kind == pl.String():
+        return isinstance(value, str)
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63

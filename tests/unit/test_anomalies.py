@@ -396,6 +396,10 @@ def record_under_another_key(w: World) -> None:
     w.tables["kafka"][0]["key"] = "12345"
 
 
+def payload_has_words_for_an_amount(w: World) -> None:
+    payload(w.tables["kafka"][0], balance="much")
+
+
 def payload_is_no_json(w: World) -> None:
     w.tables["kafka"][0]["payload"] = "{"
 
@@ -692,6 +696,7 @@ BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A25", payload_has_another_amount, None, set()),
     ("A25", record_is_not_its_event, None, set()),
     ("A25", record_under_another_key, None, set()),
+    ("A25", payload_has_words_for_an_amount, None, set()),
     ("A25", payload_is_no_json, None, set()),
     ("A26", projection_stays_behind, None, set()),
     ("A26", bet_never_becomes_an_order, None, set()),
