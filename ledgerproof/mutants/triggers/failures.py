@@ -93,8 +93,7 @@ BEGIN
         PERFORM pg_sleep(0.7);
     END IF;
     RETURN NULL;
-END $$;
-CREATE TRIGGER commit_late AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION commit_late()
+END $$
 """
 
 
@@ -105,6 +104,7 @@ async def slow_commit(f: Floor) -> None:
     await f.deposit(slow, 10)
     await f.deposit(quick, 10)
     await f.sql(0, SLOW_COMMIT.replace("{user}", str(slow)))
+    await f.sql(0, "CREATE TRIGGER commit_late AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION commit_late()")
     late = asyncio.create_task(f.deposit(slow, 500))
     await asyncio.sleep(0.1)
     for number in range(5):
