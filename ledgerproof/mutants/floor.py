@@ -31,6 +31,7 @@ from compose import service, wire
 from compose.stack import Stack
 from ledgerproof import ending, workload
 from ledgerproof.client import REQUEST_TIMEOUT_S, Client, Result
+from ledgerproof.collect import NotCollected
 from ledgerproof.mutants.tunnel import Tunnel
 from ledgerproof.progress import Progress
 from ledgerproof.recording import Recording, open_recording, write_config
@@ -159,8 +160,11 @@ class Floor:
             tunnel.open.set()
         recording.facts.load_end_s = recording.clock()
         recording.timeline.phase("drain")
-        recording.facts.drained = await ending.drained(self._scene, ending.DRAIN_TIMEOUT_S)
-        await ending.collect(self._scene)
+        try:
+            recording.facts.drained = await ending.drained(self._scene, ending.DRAIN_TIMEOUT_S)
+            await ending.collect(self._scene)
+        except NotCollected as error:
+            recording.invalid(str(error))
 
     def planted_drift(self, user: int) -> None:
         """Say whose read balance the scenario made wrong: what the reconciler says of it is the checker's to judge."""
