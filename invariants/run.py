@@ -103,6 +103,8 @@ class Run:
         self.second = second
         self.scratch: dict[str, pl.DataFrame] = {}
         """Frames that several checks of one theme share."""
+        self.shown: dict[str, int] | None = None
+        """How often each *sometimes* happened, where that was counted slice by slice."""
 
     @property
     def final(self) -> Snapshot:

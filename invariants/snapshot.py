@@ -170,9 +170,19 @@ class MissingEvidence(Exception):
 class Snapshot:
     """The tables of one snapshot; `table` gives each in the form of `TABLES`."""
 
-    def __init__(self, name: str, folder: Path | None, frames: Mapping[str, pl.DataFrame] | None = None) -> None:
-        """Read from `folder` on demand, or from `frames` where those are given."""
+    def __init__(
+        self,
+        name: str,
+        folder: Path | None,
+        frames: Mapping[str, pl.DataFrame] | None = None,
+        servers: frozenset[str] | None = None,
+    ) -> None:
+        """Read from `folder` on demand, or from `frames` where those are given.
+
+        `servers` are those that were read, for frames that are only a part of a snapshot.
+        """
         self.name = name
+        self._servers = servers
         self._folder = folder
         self._raw: dict[str, pl.DataFrame] = dict(frames or {})
         self._tables: dict[str, pl.DataFrame] = {}
@@ -183,12 +193,44 @@ class Snapshot:
             self._tables[name] = self._shaped(name, self._read(name))
         return self._tables[name]
 
+    def scan(self, name: str) -> pl.LazyFrame:
+        """Return one table in the form of `table`, read only when and as far as it is needed.
+
+        Raises MissingEvidence when the table is absent, its file has no readable end or it lacks a column.
+        """
+        if self._folder is None or name in self._raw or name in self._tables:
+            return self.table(name).lazy()
+        path = self._folder / f"{name}.parquet"
+        if not path.exists():
+            raise MissingEvidence(f"{self.name} has no table {name}")
+        try:
+            frame = pl.scan_parquet(path)
+            columns = frame.collect_schema()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
+        if not columns:
+            return pl.DataFrame(schema=TABLES[name]).lazy()
+        if any(columns.get(column) != kind for column, kind in TABLES[name].items()):
+            # Whether another type fits is decided by its values.
+            return self.table(name).lazy()
+        return frame.select(*TABLES[name])
+
+    def column(self, table: str, name: str) -> pl.Series:
+        """Return one column of a table. Raises MissingEvidence."""
+        try:
+            return self.scan(table).select(name).collect().to_series()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise MissingEvidence(f"{self.name} table {table} cannot be read: {error}") from error
+
     def missing(self) -> list[str]:
-        """Return one sentence for every table that cannot be read as `TABLES` says."""
+        """Return one sentence for every table that is not there in the form of `TABLES`.
+
+        Of a table on disk this reads the end of the file, which says its columns, and not its rows.
+        """
         found: list[str] = []
         for name in TABLES:
             try:
-                self.table(name)
+                self.scan(name)
             except MissingEvidence as error:
                 found.append(str(error))
         return found
@@ -196,17 +238,21 @@ class Snapshot:
     @property
     def lists_servers(self) -> bool:
         """Whether the snapshot itself says which servers were read."""
+        if self._servers is not None:
+            return True
         return self._folder is not None and (self._folder / SERVERS_READ).exists()
 
     def servers_read(self) -> frozenset[str]:
         """Return the servers that were read, by the snapshot's own list or else by the rows it holds."""
+        if self._servers is not None:
+            return self._servers
         if self._folder is not None and self.lists_servers:
             listed = (self._folder / SERVERS_READ).read_bytes()
             return frozenset(msgspec.json.decode(listed, type=list[str]))
         seen: set[str] = set()
         for name, columns in TABLES.items():
             if "server" in columns:
-                seen.update(self.table(name)["server"].drop_nulls().unique().to_list())
+                seen.update(self.column(name, "server").drop_nulls().unique().to_list())
         return frozenset(seen)
 
     def _read(self, name: str) -> pl.DataFrame:

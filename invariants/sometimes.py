@@ -22,6 +22,8 @@ _KEY: Final = ["family", "user", "key"]
 
 def count(run: Run) -> dict[str, int]:
     """Return how often each *sometimes* of `COUNTERS` happened. Raises MissingEvidence without a snapshot."""
+    if run.shown is not None:
+        return run.shown
     return {name: counter(run) for name, counter in COUNTERS.items()}
 
 
@@ -219,3 +221,15 @@ COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
     "a shard was moved to another server": _shard_moved,
 }
 """Name of each *sometimes* → the function that counts it."""
+
+OF_THE_RUN: Final = frozenset(
+    {
+        "a settled match was settled again",
+        "backlog over 10000 then drained",
+        "two faults overlapped",
+        "a shard was moved to another server",
+    }
+)
+"""Counted once for the whole run; the others are sums over its wallets."""
+OF_MATCHES: Final = frozenset({"a bet arrived while its match closed"})
+"""Sums over the matches of the run."""

@@ -87,22 +87,42 @@ def judge(run: Run, checks: dict[str, Check] | None = None) -> Judgement:
     unchecked: dict[str, str] = {}
     witnesses: list[Witness] = []
     for code, check in checks.items():
-        result = _attempted(check.find, run)
+        result = attempted(check.find, run)
         if isinstance(result, Found):
             counts[code] = result.count
             witnesses += result.witnesses
         else:
             unchecked[code] = result.why
-    defects = [f"{code} could not be checked: {why}" for code, why in unchecked.items()]
+    return conclude(
+        checks,
+        counts,
+        unchecked,
+        witnesses,
+        attempted(unresolved_keys, run),
+        attempted(sometimes.count, run),
+        attempted(sometimes.raw_duplicates, run),
+    )
 
-    left_open = _attempted(_unresolved, run)
-    shown = _attempted(sometimes.count, run)
-    duplicates = _attempted(sometimes.raw_duplicates, run)
+
+def conclude(
+    checks: dict[str, Check],
+    counts: dict[str, int],
+    unchecked: dict[str, str],
+    witnesses: list[Witness],
+    left_open: "tuple[int, int] | Failure",
+    shown: "dict[str, int] | Failure",
+    duplicates: "int | Failure",
+) -> Judgement:
+    """Return the judgement that follows from what every check found, or why it could not look."""
+    defects = [f"{code} could not be checked: {why}" for code, why in unchecked.items()]
     for outcome, what in ((left_open, "unknown keys"), (shown, "sometimes"), (duplicates, "raw duplicates")):
-        if isinstance(outcome, _Failure):
+        if isinstance(outcome, Failure):
             defects.append(f"the {what} could not be counted: {outcome.why}")
-    unresolved, unresolved_reasons = (0, []) if isinstance(left_open, _Failure) else left_open
-    defects += unresolved_reasons
+    last, late = (0, 0) if isinstance(left_open, Failure) else left_open
+    if last:
+        defects.append(f"{last} keys are unresolved: their final state says neither yes nor no")
+    if late:
+        defects.append(f"{late} keys changed between the snapshots although nobody sent them again")
 
     parts, reasons = _violations(counts, checks)
     if defects:
@@ -111,9 +131,9 @@ def judge(run: Run, checks: dict[str, Check] | None = None) -> Judgement:
         anomalies=counts,
         unchecked=unchecked,
         witnesses=witnesses,
-        sometimes={} if isinstance(shown, _Failure) else shown,
-        unresolved=unresolved,
-        raw_duplicates=0 if isinstance(duplicates, _Failure) else duplicates,
+        sometimes={} if isinstance(shown, Failure) else shown,
+        unresolved=last + late,
+        raw_duplicates=0 if isinstance(duplicates, Failure) else duplicates,
         parts=parts or [Verdict.PASS],
         reasons=reasons + defects,
     )
@@ -142,30 +162,28 @@ def _violations(counts: dict[str, int], checks: dict[str, Check]) -> tuple[list[
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
+    """Why something could not be found out."""
+
     why: str
 
 
-def _attempted(fold: Callable[[Run], T], run: Run) -> T | _Failure:
+def attempted(fold: Callable[[Run], T], run: Run) -> T | Failure:
+    """Return what a fold finds in a run, or why it could not. Never raises."""
     try:
         return fold(run)
     except MissingEvidence as error:
-        return _Failure(str(error))
+        return Failure(str(error))
     except Exception as error:  # noqa: BLE001 - whatever a checker raises, it must end as INVALID, never as a pass
         _log.exception("%s raised", fold.__name__)
-        return _Failure(f"{fold.__name__} raised {type(error).__name__}: {error}")
+        return Failure(f"{fold.__name__} raised {type(error).__name__}: {error}")
 
 
-def _unresolved(run: Run) -> tuple[int, list[str]]:
-    """Return how many keys nobody can tell the effect of, and why that makes the run INVALID."""
+def unresolved_keys(run: Run) -> tuple[int, int]:
+    """Return how many keys nobody can tell the effect of, and of how many it changed by itself between snapshots."""
     last = run.resolution.filter(pl.col("resolution") == Resolution.UNRESOLVED.value).height
     late = 0
     if run.second is not None:
         retried = run.attempts.filter(pl.col("tag") == FINAL_RETRY)
         late = fates.late_effects(run.first_resolution, run.resolution, retried).height
-    reasons = []
-    if last:
-        reasons.append(f"{last} keys are unresolved: their final state says neither yes nor no")
-    if late:
-        reasons.append(f"{late} keys changed between the snapshots although nobody sent them again")
-    return last + late, reasons
+    return last, late

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 
 import polars as pl
@@ -38,6 +39,36 @@ class Found:
 
 
 NOTHING: Final = Found()
+
+
+class Scope(StrEnum):
+    """What of a run a fold must see at once; a large run is judged in slices (`invariants.slices`)."""
+
+    WHOLE = "whole"
+    WALLET = "wallet"
+    """All rows of each wallet. Commands on matches, which no wallet owns, are in the first slice alone."""
+    MATCH = "match"
+    """All rows of each match."""
+    EVENTS = "events"
+    """Entries, rows of the book, outbox and topics of every event: a screen looks at them all, and only what it
+    suspects is judged (`invariants.anomalies.event_screen`)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fold of a check that is right for each slice by itself: the findings of all slices are those of the run."""
+
+    scope: Scope
+    find: Callable[[Run], Found]
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A fold of a check over sums: each slice gives a small frame, and all of them together are judged."""
+
+    scope: Scope
+    summary: Callable[[Run], pl.DataFrame]
+    find: Callable[[Run, pl.DataFrame], Found]
 
 
 @dataclass(frozen=True)

@@ -345,17 +345,26 @@ def a26_skipped(run: Run) -> Found:
     projector: the projection of a wallet is behind the wallet's newest event. matcher: a BetCreated event
     without an order.
     """
+    return projection_behind(run) + bets_without_order(run)
+
+
+def _alive(run: Run) -> pl.DataFrame:
+    """Return the records of wallets' events that are not in the DLQ."""
     wallet = run.events.filter(pl.col("event_type").is_in(WALLET_EVENTS))
     buried = run.dead_letters.select("event_id").drop_nulls().unique()
-    alive = wallet.join(buried, on="event_id", how="anti")
-    newest = alive.group_by("user_id").agg(pl.col("seq").max().alias("newest"))
+    return wallet.join(buried, on="event_id", how="anti")
+
+
+def projection_behind(run: Run) -> Found:
+    """Find the wallets whose projection never got their newest event (A26)."""
+    newest = _alive(run).group_by("user_id").agg(pl.col("seq").max().alias("newest"))
     behind = (
         run.table("projection")
         .join(newest, on="user_id", how="inner")
         .filter(pl.col("seq") < pl.col("newest"))
         .rename({"user_id": "user"})
     )
-    first = found(
+    return found(
         "A26",
         behind.sort("user"),
         lambda row: (
@@ -363,9 +372,13 @@ def a26_skipped(run: Run) -> Found:
             f" event of seq {row['newest']}"
         ),
     )
+
+
+def bets_without_order(run: Run) -> Found:
+    """Find the BetCreated events that never became an order (A26)."""
     created = outbox_payloads(run).filter(pl.col("event_type") == EventType.BET_CREATED.value)
-    sent = created.join(alive.select("event_id").unique(), on="event_id", how="semi")
-    return first + found(
+    sent = created.join(_alive(run).select("event_id").unique(), on="event_id", how="semi")
+    return found(
         "A26",
         sent.join(run.table("orders").select("bet_id").unique(), on="bet_id", how="anti")
         .with_columns(pl.col("user_id").alias("user"))

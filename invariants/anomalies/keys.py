@@ -108,6 +108,11 @@ def a03_phantom(run: Run) -> Found:
     a known bet of this wallet and match, and its version must exist: 0 for a cancelled or late order, else a
     settlement of the match. A settlement or void must have been asked for, with this result.
     """
+    return unasked_entries(run) + unfounded_system_entries(run) + unasked_settlements(run)
+
+
+def unasked_entries(run: Run) -> Found:
+    """Find the clients' entries that no client asked for, or not so (A03)."""
     attempts = run.attempts.filter(pl.col("family") == "ledger").select("user", "key").unique()
     entries = as_keys(run.client_entries)
     unasked = entries.join(attempts, on=["user", "key"], how="anti")
@@ -128,10 +133,11 @@ def a03_phantom(run: Run) -> Found:
             f" of key {row['key']} asked for"
         ),
     )
-    return nobody + other + _unfounded_system_entries(run) + _unasked_settlements(run)
+    return nobody + other
 
 
-def _unfounded_system_entries(run: Run) -> Found:
+def unfounded_system_entries(run: Run) -> Found:
+    """Find the service's own entries that no cancelled order and no settlement accounts for (A03)."""
     entries = as_keys(run.system_entries)
     parts = pl.col("key").str.splitn(":", 4)
     entries = entries.with_columns(
@@ -185,7 +191,8 @@ def _unfounded_system_entries(run: Run) -> Found:
     )
 
 
-def _unasked_settlements(run: Run) -> Found:
+def unasked_settlements(run: Run) -> Found:
+    """Find the settlements that no client asked for (A03)."""
     # The first settlement of a match is asked for by settle or void, the others by resettle.
     op = pl.col("op")
     void = (op == "void_match") | ((op == "resettle_match") & pl.col("selection").is_null())

@@ -35,6 +35,11 @@ def a13_torn(run: Run) -> Found:
     a stake entry without a bet row. A fill whose BACK or LAY order is missing, or an order whose matched sums
     are not those of its fills: a leg was not booked.
     """
+    return torn_stakes(run) + torn_fills(run)
+
+
+def torn_stakes(run: Run) -> Found:
+    """Find the bets without their stake, and stakes without their bet (A13)."""
     stakes = as_keys(run.client_entries).filter(pl.col("contra") == "ESCROW")
     stakes = stakes.select("user", "key", "seq", "bet_id", (-pl.col("amount")).alias("posted"))
     bets = run.table("bets").select(pl.col("user_id").alias("user"), "bet_id", "seq", "reserve", "match_id")
@@ -56,7 +61,7 @@ def a13_torn(run: Run) -> Found:
             f" {row['bet_id']}, which does not exist at that seq"
         ),
     )
-    return first + second + _torn_fills(run)
+    return first + second
 
 
 def _legs(run: Run) -> pl.DataFrame:
@@ -89,7 +94,8 @@ def _matched(run: Run) -> pl.DataFrame:
     )
 
 
-def _torn_fills(run: Run) -> Found:
+def torn_fills(run: Run) -> Found:
+    """Find the fills without an order, and orders that are not the sum of their fills (A13)."""
     legs = _legs(run).unique(["match_id", "fill_no", "bet_id"], keep="first")
     orders = run.table("orders").select("bet_id", "match_id", "side", pl.col("user_id").alias("user"), "outcome")
     lame = legs.join(orders, on=["bet_id", "match_id", "side", "user", "outcome"], how="anti")

@@ -6,7 +6,6 @@ import polars as pl
 
 from invariants import sometimes
 from invariants.anomalies.common import NOTHING, Found, found
-from invariants.fates import Fate
 from invariants.history import HUNG_UP
 from invariants.run import Run
 from reference.routing import SHARDS
@@ -24,7 +23,20 @@ def _sentences(code: str, sentences: list[str]) -> Found:
 
 def v01_vacuous(run: Run) -> Found:
     """V01 vacuous: an operation of the workload never succeeded (or there was no deposit, or no bet)."""
-    tried = run.attempts.group_by("op").agg(pl.len().alias("tries"), (pl.col("cls") == "ok").sum().alias("oks"))
+    return judge_vacuous(run, told(run))
+
+
+def told(run: Run) -> pl.DataFrame:
+    """Return op, family, cls, tag, shard, attempts: how often clients were told what; sums of slices add."""
+    shard = (pl.col("user") % SHARDS).alias("shard")
+    return run.attempts.group_by("op", "family", "cls", "tag", shard).agg(pl.len().cast(pl.Int64).alias("attempts"))
+
+
+def judge_vacuous(run: Run, counts: pl.DataFrame) -> Found:
+    """Judge by `told` whether each operation succeeded (V01)."""
+    tried = counts.group_by("op").agg(
+        pl.col("attempts").sum().alias("tries"), pl.col("attempts").filter(pl.col("cls") == "ok").sum().alias("oks")
+    )
     succeeded = {op: (tries, oks) for op, tries, oks in tried.iter_rows()}
     wanted = sorted({*REQUIRED_OPERATIONS, *run.config.operations, *(str(op) for op in tried["op"])})
     sentences = [
@@ -41,9 +53,14 @@ def v02_no_unknown(run: Run) -> Found:
     Then the faults hit nothing, or the client counts a lost answer as a failure or a success. A client that
     hung up on purpose does not count: such clients would make every run look as if its faults had hit.
     """
+    return judge_unknown(run, told(run))
+
+
+def judge_unknown(run: Run, counts: pl.DataFrame) -> Found:
+    """Judge by `told` whether faults left any outcome unknown (V02)."""
     faults = run.requested_faults.height
     lost = (pl.col("cls") == "info") & (pl.col("family") != "read") & pl.col("tag").ne_missing(HUNG_UP)
-    unknown = run.attempts.filter(lost).height
+    unknown = counts.filter(lost).height
     if faults and not unknown:
         return _sentences("V02", [f"{faults} faults were injected, yet no command had an unknown outcome"])
     return NOTHING
@@ -81,14 +98,19 @@ def v05_incomplete_reads(run: Run) -> Found:
     A table or column is missing; a server was not read; a Kafka partition has offsets missing at its start
     or in between; or the ledger holds no row of a server although acknowledged keys belong there.
     """
+    return judge_reads(run, told(run))
+
+
+def judge_reads(run: Run, counts: pl.DataFrame) -> Found:
+    """Judge the snapshots, and by `told` which servers must hold entries (V05)."""
     sentences = run.first.missing()
     if run.second is not None:
         sentences += run.second.missing()
     if sentences:
         return _sentences("V05", sentences)
-    ledger_servers = set(run.table("ledger")["server"].drop_nulls().unique().to_list())
-    told = run.fates.filter((pl.col("family") == "ledger") & (pl.col("fate") == Fate.MUST.value))
-    expected = {run.server_of_shard[int(shard)] for shard in (told["user"].drop_nulls() % SHARDS).unique()}
+    ledger_servers = set(run.final.column("ledger", "server").drop_nulls().unique().to_list())
+    acknowledged = counts.filter((pl.col("family") == "ledger") & (pl.col("cls") == "ok"))
+    expected = {run.server_of_shard[int(shard)] for shard in acknowledged["shard"].drop_nulls().unique()}
     read = run.final.servers_read()
     for server in run.config.servers:
         if server in expected and server not in ledger_servers:
@@ -96,13 +118,15 @@ def v05_incomplete_reads(run: Run) -> Found:
         elif run.final.lists_servers and server not in read:
             sentences.append(f"{server} was not read")
     offsets = (
-        run.table("kafka")
+        run.final.scan("kafka")
+        .select("topic", "partition", "offset")
         .group_by("topic", "partition")
         .agg(
             pl.col("offset").min().alias("low"),
             pl.col("offset").max().alias("high"),
             pl.col("offset").n_unique().alias("records"),
         )
+        .collect()
     )
     holes = offsets.filter((pl.col("low") != 0) | (pl.col("high") - pl.col("low") + 1 != pl.col("records")))
     return _sentences("V05", sentences) + found(
@@ -121,6 +145,16 @@ def v06_recording(run: Run) -> Found:
     A part missing, corrupt or unfinished, or records taken but not written; a completion without its invoke;
     an attempt recorded twice; a completion before its invoke; a time outside the run's clock.
     """
+    return recording_problems(run) + broken_records(run)
+
+
+def recording_problems(run: Run) -> Found:
+    """Find what is wrong with the parts of the history (V06)."""
+    return _sentences("V06", run.recording.problems())
+
+
+def broken_records(run: Run) -> Found:
+    """Find the records that contradict each other or the clock (V06)."""
     history = run.recording.frame
     invokes = history.filter(pl.col("record") == "invoke").select("attempt", "t")
     completions = history.filter(pl.col("record") != "invoke").select("attempt", pl.col("t").alias("t_return"))
@@ -136,8 +170,7 @@ def v06_recording(run: Run) -> Found:
         pl.col("t").is_null() | pl.col("t").is_nan() | (pl.col("t") < 0) | (pl.col("t") > LONGEST_RUN_S)
     )
     return (
-        _sentences("V06", run.recording.problems())
-        + found("V06", orphans, lambda row: f"attempt {row['attempt']} was completed but never invoked")
+        found("V06", orphans, lambda row: f"attempt {row['attempt']} was completed but never invoked")
         + found("V06", twice.sort("attempt"), lambda row: f"attempt {row['attempt']} was recorded twice")
         + found(
             "V06",
