@@ -24,9 +24,9 @@ from invariants.run import FIRST_SNAPSHOT, SECOND_SNAPSHOT, SYSTEM_PREFIX, Run, 
 from invariants.snapshot import Snapshot
 from invariants.spool import BUCKET, Spool
 
-SLICE_ROWS: Final = 500_000
+SLICE_ROWS: Final = 250_000
 """History records of one slice, about: as many as make the tables of a slice a tenth of a gigabyte."""
-BATCH_ROWS: Final = 500_000
+BATCH_ROWS: Final = 400_000
 SMALL: Final = ("matches", "transitions", "settlements", "routes")
 """Tables that every slice has whole: a check looks things up there."""
 OF_MATCH: Final = ("ledger", "bets", "orders", "fills")

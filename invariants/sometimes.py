@@ -69,15 +69,23 @@ def _lost_answers(run: Run) -> pl.DataFrame:
     A key counts when it has an entry and no attempt was answered as the original: then the commit belongs to
     an unanswered one.
     """
+    cached = run.scratch.get("lost_answers")
+    if cached is not None:
+        return cached
     own = run.attempts.filter((pl.col("family") == "ledger") & pl.col("tag").ne_missing(FINAL_RETRY))
-    originals = own.filter((pl.col("cls") == "ok") & ~pl.col("replayed").fill_null(False)).select("user", "key")
-    entries = run.client_entries.select(pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
+    # Unanswered attempts are few: everything else is first cut down to their keys.
+    names = ["user", "key"]
+    unanswered = own.filter(pl.col("cls") == "info")
+    originals = own.filter((pl.col("cls") == "ok") & ~pl.col("replayed").fill_null(False)).select(names)
+    as_names = (pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
+    entries = run.client_entries.select(as_names).join(unanswered, on=names, how="semi")
     if run.second is not None:
         # What a final retry applied was not applied by the lost attempt.
-        held = run.first.table("ledger").select(pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
-        entries = entries.join(held, on=["user", "key"], how="semi")
-    unanswered = own.filter(pl.col("cls") == "info").join(originals.unique(), on=["user", "key"], how="anti")
-    return unanswered.join(entries.unique(), on=["user", "key"], how="semi")
+        held = run.first.table("ledger").select(as_names)
+        entries = entries.join(held, on=names, how="semi")
+    lost = unanswered.join(originals, on=names, how="anti").join(entries, on=names, how="semi")
+    run.scratch["lost_answers"] = lost
+    return lost
 
 
 def _commit_answer_lost(run: Run) -> int:
@@ -121,9 +129,10 @@ def _relay_died_between(run: Run) -> int:
 
 def _projection_dropped(run: Run) -> int:
     """Count wallet events that are in Kafka twice and whose projection, at or past them, is right."""
-    entries = run.entries.select("user_id", "seq", pl.col("balance_snapshot").alias("balance"))
-    right = run.table("projection").join(entries, on=["user_id", "seq", "balance"], how="semi")
     repeated = _raw_duplicates(run).filter(pl.col("user_id").is_not_null() & pl.col("seq").is_not_null())
+    entries = run.entries.join(repeated, on="user_id", how="semi")
+    entries = entries.select("user_id", "seq", pl.col("balance_snapshot").alias("balance"))
+    right = run.table("projection").join(entries, on=["user_id", "seq", "balance"], how="semi")
     rows = repeated.select("user_id", "seq").join(
         right.select("user_id", pl.col("seq").alias("stands_at")), on="user_id", how="inner"
     )

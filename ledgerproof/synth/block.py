@@ -15,7 +15,6 @@ from ledgerproof.synth.shape import (
     POPULARITY,
     ROUNDS,
     SEED_S,
-    SHARES,
     Flags,
     Floats,
     Ints,
@@ -113,7 +112,7 @@ class Block:
 
     def amount_of(self, kind: str) -> int:
         """Return how many attempts of a kind the block gets."""
-        return int(self.shape.attempts_of(self.number) * SHARES[kind])
+        return int(self.shape.attempts_of(self.number) * self.shape.shares[kind])
 
     def pick_users(self, count: int) -> Ints:
         """Return wallets by their popularity."""
@@ -129,14 +128,14 @@ def play(shape: Shape, number: int) -> Block:
     popularity = np.cumsum(weights / weights.sum())
     popularity[-1] = 1.0
     edges = book.windows(rng, shape)
-    in_time, late = int(attempts * SHARES["bet"]), int(attempts * SHARES["late"])
+    in_time, late = int(attempts * shape.shares["bet"]), int(attempts * shape.shares["late"])
     matches, rulings = book.draw_matches(rng, edges, max(4, round(in_time / BETS_PER_MATCH / ROUNDS)))
     users = np.searchsorted(popularity, rng.random(in_time + late)).astype(np.int64)
     bets = book.draw_bets(rng, shape, edges, matches, users, (in_time, late))
     fills = book.trade(rng, bets)
     too_late = np.flatnonzero(bets.placed & bets.late)
     book.cancel(bets, too_late, bets.arrived_s[too_late])
-    cancels = _draw_cancels(rng, edges, matches, bets, int(attempts * SHARES["cancel"]))
+    cancels = _draw_cancels(rng, edges, matches, bets, int(attempts * shape.shares["cancel"]))
     shortest_s = float(np.diff(edges).min())
     payments = book.pay(rng, bets, rulings, 0.02 * shortest_s)
     transfers = _draw_transfers(rng, shape, wallets, popularity, attempts)
@@ -185,7 +184,7 @@ def _draw_transfers(
     rng: np.random.Generator, shape: Shape, wallets: int, popularity: Floats, attempts: int
 ) -> Transfers:
     """Return the deposits that open the wallets, and deposits and withdrawals during the load."""
-    counts = [int(attempts * SHARES[kind]) for kind in ("deposit", "withdraw")]
+    counts = [int(attempts * shape.shares[kind]) for kind in ("deposit", "withdraw")]
     users = np.searchsorted(popularity, rng.random(sum(counts))).astype(np.int64)
     sign = np.repeat([1, -1], counts)
     amount = sign * rng.integers(1, 400, len(users)) * 50

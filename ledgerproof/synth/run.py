@@ -16,6 +16,7 @@ from invariants.files import append_line, publish
 from invariants.history import ANSWERED, SCHEMA
 from invariants.run import CONFIG_FILE, FIRST_SNAPSHOT, SECOND_SNAPSHOT
 from invariants.snapshot import SERVERS_READ
+from invariants.spool import Spool
 from invariants.timeline import Series, Timeline
 from ledgerproof import __version__, assess, collect
 from ledgerproof.assess import GeneratorFacts, HarnessFacts, ReconciliationFacts
@@ -29,14 +30,14 @@ from ledgerproof.synth.shape import (
     LOAD_FROM_S,
     MAX_ROWS,
     MIN_ROWS,
+    MIXES,
     ORIGIN_UNIX_S,
     PART_ROWS,
     ROUTING,
     SERVER_NAMES,
-    SHARES,
     Shape,
 )
-from ledgerproof.synth.spool import Spool, write_table
+from ledgerproof.synth.spool import write_table
 from reference.routing import SHARDS
 
 OPERATIONS: Final = (
@@ -91,6 +92,8 @@ def write_run(shape: Shape, folder: Path, show: Callable[[str], None]) -> Writte
     """
     if not MIN_ROWS <= shape.rows <= MAX_ROWS:
         raise ValueError(f"a synthetic run has {MIN_ROWS} to {MAX_ROWS} history rows, not {shape.rows}")
+    if shape.mix not in MIXES:
+        raise ValueError(f"no mix {shape.mix}: there is {', '.join(MIXES)}")
     if shape.plant is not None and shape.plant not in plant.PLANTS:
         raise ValueError(f"no violation {shape.plant} can be planted: {', '.join(sorted(plant.PLANTS))} can")
     try:
@@ -143,7 +146,7 @@ def _write_history(spool: Spool, folder: Path) -> int:
     place = folder / history.FOLDER
     rows = parts = attempts = 0
     waiting = pl.DataFrame(schema=SCHEMA)
-    buckets = spool.buckets()
+    buckets = (spool.take(number) for number in spool.numbers)
     following = next(buckets, None)
     while following is not None:
         bucket, following = following, next(buckets, None)
@@ -245,7 +248,7 @@ def _write_facts(shape: Shape, folder: Path, sizes: dict[str, int], bets_per_s: 
         "commission_bps": COMMISSION_BPS,
     }
     config: dict[str, Any] = {
-        "synthetic": {"rows": shape.rows, "seed": shape.seed, "plant": shape.plant, "shares": SHARES},
+        "synthetic": {"rows": shape.rows, "seed": shape.seed, "mix": shape.mix, "plant": shape.plant},
         "operations": list(OPERATIONS),
         "service": service,
     }

@@ -46,7 +46,7 @@ FAULT: Final = (0.45, 0.47)
 """The part of the load in which a server is down."""
 LATENCY_MAX_S: Final = 0.035
 
-SHARES: Final = {
+_AS_PROVE_SENDS: Final = {
     "bet": 0.62,
     "deposit": 0.025,
     "withdraw": 0.025,
@@ -59,7 +59,14 @@ SHARES: Final = {
     "entries": 0.012,
     "cancel": 0.040,
 }
-"""Attempts of each kind per attempt, close to what `prove` sends; what is left are reads of balances."""
+_SITE: Final = 0.4
+"""What is left of each command's share when there are so many reads."""
+MIXES: Final = {
+    "prove": _AS_PROVE_SENDS,
+    "site": {kind: share * _SITE for kind, share in _AS_PROVE_SENDS.items()} | {"entries": 0.1},
+}
+"""Attempts of each kind per attempt; what is left are reads of balances. `prove`: about what `prove` sends, a bet in
+two of three attempts and a read in five. `site`: three reads for a bet, and per bet the same commands."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,14 @@ class Shape:
     rows: int
     """Records of the history: two an attempt."""
     seed: int
+    mix: str = "site"
     plant: str | None = None
     """Code of the one violation to plant; None: an honest run."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Return the share of each kind of attempt."""
+        return MIXES[self.mix]
 
     @property
     def attempts(self) -> int:

@@ -33,7 +33,7 @@ from reference.commands import BALANCE_TOPIC, TOPIC_OF
 from reference.routing import SHARDS
 
 TOPICS: Final = (*sorted(set(TOPIC_OF.values())), BALANCE_TOPIC)
-SHARDS_PER_BUCKET: Final = 2
+SHARDS_PER_BUCKET: Final = 10
 DUPLICATE_SHARE: Final = 0.0005
 """Of the events: sent twice, because the relay died between send and mark."""
 CACHED_SHARE: Final = 0.8
@@ -66,7 +66,7 @@ class Pieces:
     @property
     def count(self) -> int:
         """Return the pieces of time of one server."""
-        return max(1, self.shape.blocks // 3)
+        return max(1, self.shape.blocks // 8)
 
     def of(self, server: pl.Expr, at: pl.Expr) -> pl.Expr:
         """Return the bucket of rows that are ordered by server and time."""
