@@ -108,13 +108,18 @@ def _judge_slices(cut: Slices, checks: dict[str, Check], costs: Costs) -> Judgem
     _whole(cut.whole, checks, findings, costs)
     unchecked = {code: findings.failed[code] for code in checks if code in findings.failed}
     return conclude(
-        checks,
-        {code: findings.found.get(code, NOTHING).count for code in checks if code not in unchecked},
-        unchecked,
-        [witness for code in checks if code not in unchecked for witness in findings.found.get(code, NOTHING).witnesses],
-        _outcome("unresolved", findings.unresolved, findings),
-        shown,
-        _outcome("duplicates", findings.duplicates, findings),
+        checks=checks,
+        counts={code: findings.found.get(code, NOTHING).count for code in checks if code not in unchecked},
+        unchecked=unchecked,
+        witnesses=[
+            witness
+            for code in checks
+            if code not in unchecked
+            for witness in findings.found.get(code, NOTHING).witnesses
+        ],
+        left_open=_outcome("unresolved", findings.unresolved, findings),
+        shown=shown,
+        duplicates=_outcome("duplicates", findings.duplicates, findings),
     )
 
 

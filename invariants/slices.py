@@ -239,4 +239,3 @@ def sliced(folder: Path, count: int | None = None) -> "tuple[tempfile.TemporaryD
     except BaseException:
         place.cleanup()
         raise
-

@@ -94,17 +94,18 @@ def judge(run: Run, checks: dict[str, Check] | None = None) -> Judgement:
         else:
             unchecked[code] = result.why
     return conclude(
-        checks,
-        counts,
-        unchecked,
-        witnesses,
-        attempted(unresolved_keys, run),
-        attempted(sometimes.count, run),
-        attempted(sometimes.raw_duplicates, run),
+        checks=checks,
+        counts=counts,
+        unchecked=unchecked,
+        witnesses=witnesses,
+        left_open=attempted(unresolved_keys, run),
+        shown=attempted(sometimes.count, run),
+        duplicates=attempted(sometimes.raw_duplicates, run),
     )
 
 
 def conclude(
+    *,
     checks: dict[str, Check],
     counts: dict[str, int],
     unchecked: dict[str, str],

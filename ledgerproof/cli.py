@@ -32,6 +32,7 @@ from ledgerproof.output import check_writable, print_json, print_table
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
+from ledgerproof.synth_command import bench_judge_command, synth_command
 from ledgerproof.trace_command import trace_command
 from reference.auth import Scope
 from reference.commands import MAX_USER_ID
@@ -419,6 +420,8 @@ cli.add_command(trace_command)
 cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
+cli.add_command(synth_command)
+cli.add_command(bench_judge_command)
 
 
 # -- output --------------------------------------------------------------------------------------------

@@ -57,7 +57,9 @@ class Screen:
 
     def take_outbox(self, batch: pl.DataFrame) -> pl.DataFrame:
         """Look at rows of the outbox and return what they tell of wallets: user_id, seq, told."""
-        seen = batch.select("user_id", "seq", _IS_WALLET.alias("wallet"), _told(pl.col("payload")).alias("told"), _OF_OUTBOX)
+        seen = batch.select(
+            "user_id", "seq", _IS_WALLET.alias("wallet"), _told(pl.col("payload")).alias("told"), _OF_OUTBOX
+        )
         self._add("outbox", seen["whole"])
         self._add("book", seen.filter(~pl.col("wallet"))["told"])
         return seen.filter("wallet").select("user_id", "seq", "told")
@@ -132,7 +134,9 @@ def suspicious(whole: Run, screen: Screen) -> Run | None:
         "ledger": pl.concat([named, others]).collect(),
         "bets": final.scan("bets").filter(pl.col("user_id").is_in(owners)).collect(),
         "orders": final.scan("orders").filter(pl.col("bet_id").is_in(told["bet_id"].drop_nulls().implode())).collect(),
-        "fills": final.scan("fills").filter(pl.col("match_id").is_in(told["match_id"].drop_nulls().implode())).collect(),
+        "fills": final.scan("fills")
+        .filter(pl.col("match_id").is_in(told["match_id"].drop_nulls().implode()))
+        .collect(),
         "settlements": final.table("settlements"),
     }
     return Run(

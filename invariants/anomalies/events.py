@@ -121,8 +121,12 @@ def a22_effect_repeated(run: Run) -> Found:
     orders = run.table("orders")
     total = NOTHING
     for name in ("event_id", "bet_id"):
-        repeated = orders.filter(pl.col(name).is_duplicated()).group_by(name).agg(
-            pl.len().alias("times"), pl.col("user_id").first().alias("user"), pl.col("bet_id").first().alias("bet")
+        repeated = (
+            orders.filter(pl.col(name).is_duplicated())
+            .group_by(name)
+            .agg(
+                pl.len().alias("times"), pl.col("user_id").first().alias("user"), pl.col("bet_id").first().alias("bet")
+            )
         )
         other = repeated.filter(pl.col("times") > 1)
         if name == "bet_id" and total.count:
@@ -134,8 +138,10 @@ def a22_effect_repeated(run: Run) -> Found:
         )
     fills = run.table("fills")
     same = (pl.col("back_bet_id").hash(1) ^ pl.col("lay_bet_id").hash(2)).is_duplicated()
-    pairs = fills.filter(same).group_by("back_bet_id", "lay_bet_id").agg(
-        pl.len().alias("times"), pl.col("match_id").first(), pl.col("back_user").first().alias("user")
+    pairs = (
+        fills.filter(same)
+        .group_by("back_bet_id", "lay_bet_id")
+        .agg(pl.len().alias("times"), pl.col("match_id").first(), pl.col("back_user").first().alias("user"))
     )
     total += found(
         "A22",

@@ -45,7 +45,11 @@ PARTS: Final[dict[str, tuple[Part | Summed, ...]]] = {
     "A28": _by(_MATCH, settlement.a28_paid_wrong),
     "A29": _by(_MATCH, settlement.a29_illegal_transition),
     "A30": _by(_MATCH, wallets.a30_escrow_leak),
-    "A31": (*_by(_WHOLE, wallets.shard_owners), *_by(_WALLET, wallets.misplaced_wallets), *_by(_MATCH, wallets.misplaced_matches)),
+    "A31": (
+        *_by(_WHOLE, wallets.shard_owners),
+        *_by(_WALLET, wallets.misplaced_wallets),
+        *_by(_MATCH, wallets.misplaced_matches),
+    ),
     "A33": _by(_WALLET, wallets.a33_rewritten),
     "V01": (Summed(_WALLET, validity.told, validity.judge_vacuous),),
     "V02": (Summed(_WALLET, validity.told, validity.judge_unknown),),

@@ -81,7 +81,9 @@ def money(run: Run) -> pl.DataFrame:
     entries = run.entries
     last = entries.filter(pl.col("user_id").ne_missing(pl.col("user_id").shift(-1)))
     contra = entries.group_by(pl.col("contra").alias("name")).agg((-pl.col("amount").sum()).alias("total"))
-    return pl.concat([last.select(pl.lit("WALLETS").alias("name"), pl.col("balance_snapshot").sum().alias("total")), contra])
+    return pl.concat(
+        [last.select(pl.lit("WALLETS").alias("name"), pl.col("balance_snapshot").sum().alias("total")), contra]
+    )
 
 
 def money_conserved(run: Run, sums: pl.DataFrame) -> Found:

@@ -131,7 +131,7 @@ def play(shape: Shape, number: int) -> Block:
     in_time, late = int(attempts * shape.shares["bet"]), int(attempts * shape.shares["late"])
     matches, rulings = book.draw_matches(rng, edges, max(4, round(in_time / BETS_PER_MATCH / ROUNDS)))
     users = np.searchsorted(popularity, rng.random(in_time + late)).astype(np.int64)
-    bets = book.draw_bets(rng, shape, edges, matches, users, (in_time, late))
+    bets = book.draw_bets(rng, shape, edges=edges, matches=matches, users=users, counts=(in_time, late))
     fills = book.trade(rng, bets)
     too_late = np.flatnonzero(bets.placed & bets.late)
     book.cancel(bets, too_late, bets.arrived_s[too_late])
@@ -234,7 +234,9 @@ def _entries(bets: Bets, transfers: Transfers, payments: Payments, retries: Retr
         bet=bet,
         transfer=np.concatenate([none[0], moved, again, none[3]]),
         payment=np.concatenate([none[0], none[1], none[2], np.arange(counts[3])]),
-        amount=np.concatenate([-bets.reserve[staked], transfers.amount[moved], transfers.amount[again], payments.amount]),
+        amount=np.concatenate(
+            [-bets.reserve[staked], transfers.amount[moved], transfers.amount[again], payments.amount]
+        ),
         seq=np.zeros(len(user), dtype=np.int64),
         balance=np.zeros(len(user), dtype=np.int64),
         match=np.where(bet >= 0, bets.match[np.maximum(bet, 0)], -1),
@@ -268,4 +270,3 @@ def _open_wallets(entries: Entries, transfers: Transfers) -> None:
     entries.amount[starts] += missing
     entries.balance += np.repeat(missing, np.diff(np.append(starts, len(entries.user))))
     transfers.amount[: transfers.seeds] += missing
-

@@ -29,15 +29,22 @@ VOID_SHARE: Final = 0.12
 OPEN_SHARE: Final = 0.7
 """Of the matches of the last round: still open when the run ends."""
 RESETTLE_SHARE: Final = 0.2
-IMPATIENT_SHARE: Final = 0.003
+IMPATIENT_SHARE: Final = 0.01
 """Commands whose client hung up before the answer."""
 LOST_IN_FAULT: Final = 0.3
 TURNED_AWAY_IN_FAULT: Final = 0.1
 APPLIED_SHARE: Final = 0.7
 """Of the commands nobody had an answer for."""
-CREATE, BETS, CANCELS, CLOSES, LATES, RULINGS = (0.0, 0.01), (0.03, 0.78), (0.8, 0.86), (0.88, 0.9), (0.92, 0.94), (
-    0.96,
-    0.98,
+CREATE, BETS, CANCELS, CLOSES, LATES, RULINGS = (
+    (0.0, 0.01),
+    (0.03, 0.78),
+    (0.8, 0.86),
+    (0.88, 0.9),
+    (0.92, 0.94),
+    (
+        0.96,
+        0.98,
+    ),
 )
 """Parts of a round in which each thing happens; what lies between is longer than any latency."""
 SECOND, THIRD = (0.05, 0.3), (0.4, 0.6)
@@ -205,7 +212,13 @@ def draw_matches(rng: np.random.Generator, edges: Floats, count: int) -> tuple[M
 
 
 def draw_bets(
-    rng: np.random.Generator, shape: Shape, edges: Floats, matches: Matches, users: Ints, counts: tuple[int, int]
+    rng: np.random.Generator,
+    shape: Shape,
+    *,
+    edges: Floats,
+    matches: Matches,
+    users: Ints,
+    counts: tuple[int, int],
 ) -> Bets:
     """Return the bets of a block, not matched yet; `counts`: in time, and after the close.
 
@@ -354,7 +367,9 @@ def pay(rng: np.random.Generator, bets: Bets, rulings: Rulings, span_s: float) -
     """Return everything the settler posts: refunds of cancels, and what each ruling and each correction moves."""
     cancelled = np.flatnonzero(bets.refund > 0)
     delay_s = rng.uniform(0.001, 0.015, len(cancelled))
-    parts = [(cancelled, "REFUND", bets.refund[cancelled], np.zeros_like(cancelled), bets.cancelled_s[cancelled] + delay_s)]
+    parts = [
+        (cancelled, "REFUND", bets.refund[cancelled], np.zeros_like(cancelled), bets.cancelled_s[cancelled] + delay_s)
+    ]
     placed = np.flatnonzero(bets.placed)
     last_version = int(rulings.version.max(initial=0))
     shape = (last_version + 1, int(bets.match.max(initial=0)) + 1)
@@ -400,12 +415,12 @@ def _won(bets: Bets, mine: Ints, result: Ints) -> Flags:
 def _ruled(bets: Bets, mine: Ints, void: Flags, result: Ints) -> tuple[Ints, Ints]:
     """Return what these bets get out of escrow, beyond a cancel's refund, and what the house charges them."""
     back = bets.back[mine]
-    unused = np.where(back, (bets.stake - bets.matched)[mine], (bets.reserve - bets.liability)[mine]) - bets.refund[mine]
+    unused = (
+        np.where(back, (bets.stake - bets.matched)[mine], (bets.reserve - bets.liability)[mine]) - bets.refund[mine]
+    )
     won = _won(bets, mine, result) & ~void
     net = np.where(back, bets.winnings[mine], bets.matched[mine])
     residue = np.where(back, (bets.liability - bets.winnings)[mine], 0)
     charge = np.where(won, -((-net * COMMISSION_BPS) // 10_000) + residue, 0)
     prize = np.where(won, (bets.matched + bets.liability)[mine], 0)
     return np.where(void, (bets.reserve - bets.refund)[mine], unused + prize), charge
-
-

@@ -84,7 +84,7 @@ def tables(block: Block) -> dict[str, pl.DataFrame]:
     fills = _fills(block)
     cancels = _cancels(block)
     settlements = _settlements(block)
-    outbox = _outbox(block, ledger, created, orders, fills, settlements)
+    outbox = _outbox(block, ledger=ledger, created=created, orders=orders, fills=fills, rulings=settlements)
     by_time = {
         name: frame.with_columns(pieces.of(pl.col("server"), pl.col("_at")).alias("_bucket"))
         for name, frame in {"orders": orders, "fills": fills, "cancels": cancels, "outbox": outbox}.items()
@@ -143,7 +143,7 @@ def _event_ids(block: Block, at_s: Floats) -> Texts:
 
 
 def _ledger(block: Block) -> pl.DataFrame:
-    """The entries, with `_entry`: 0 for a stake, 1 for a transfer, 2 for a payment."""
+    """Return the entries, with `_entry`: 0 for a stake, 1 for a transfer, 2 for a payment."""
     entries, payments = block.entries, block.payments
     paid = np.maximum(entries.payment, 0)
     source = np.where(entries.payment >= 0, 2, np.where(entries.transfer >= 0, 1, 0))
@@ -175,9 +175,7 @@ def _ledger(block: Block) -> pl.DataFrame:
             "seq": entries.seq,
             "type": np.where(source == 2, np.array(book.TYPES)[kind], own),
             "amount": entries.amount,
-            "contra": np.where(
-                source == 2, np.array(book.CONTRAS)[kind], np.where(source == 1, "EXTERNAL", "ESCROW")
-            ),
+            "contra": np.where(source == 2, np.array(book.CONTRAS)[kind], np.where(source == 1, "EXTERNAL", "ESCROW")),
             "match_id": texts(block.matches.text, entries.match),
             "bet_id": names["bet_id"],
             "settlement_version": _null_below(version),
@@ -218,7 +216,7 @@ def _bets(block: Block) -> pl.DataFrame:
 
 
 def _refusals(block: Block) -> pl.DataFrame:
-    """What was refused during the load, and the bets that came back after their match was over."""
+    """Return what was refused during the load, and the bets that came back after their match was over."""
     retries = block.retries
     gone = block.bets.fate[retries.bets] == Fate.GONE
     index, at_s = retries.bets[gone], retries.bets_at_s[gone]
@@ -510,7 +508,13 @@ def _json(**fields: pl.Expr) -> pl.Expr:
 
 
 def _outbox(
-    block: Block, ledger: pl.DataFrame, created: Texts, orders: pl.DataFrame, fills: pl.DataFrame, rulings: pl.DataFrame
+    block: Block,
+    *,
+    ledger: pl.DataFrame,
+    created: Texts,
+    orders: pl.DataFrame,
+    fills: pl.DataFrame,
+    rulings: pl.DataFrame,
 ) -> pl.DataFrame:
     """Every event: of each entry, fill, cancelled order and settlement."""
     entries = ledger.with_columns(pl.Series("_bet", block.entries.bet))

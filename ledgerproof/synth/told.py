@@ -355,7 +355,9 @@ def cancel_keys(block: Block) -> pl.Series:
         {"own": keys(block, "c", np.arange(len(block.cancels.bet))), "bet": keys(block, "b", block.cancels.bet)}
     )
     rollback = pl.Series(block.cancels.rollback)
-    return rows.select(pl.when(rollback).then(ROLLBACK_PREFIX + pl.col("bet")).otherwise("own").alias("key")).to_series()
+    return rows.select(
+        pl.when(rollback).then(ROLLBACK_PREFIX + pl.col("bet")).otherwise("own").alias("key")
+    ).to_series()
 
 
 def _match_commands(block: Block) -> list[pl.DataFrame]:
@@ -394,7 +396,7 @@ def _match_commands(block: Block) -> list[pl.DataFrame]:
 
 
 def _balances(block: Block, count: int) -> pl.DataFrame:
-    """Reads of balances: what the ledger held while the read was under way; a few are stale and say so."""
+    """Return reads of balances: what the ledger held while the read was under way; a few are stale and say so."""
     rng, entries = block.rng, block.entries
     user = block.pick_users(count)
     invoke_s = rng.uniform(LOAD_FROM_S, block.shape.load_to_s, count)
@@ -426,7 +428,7 @@ def _balances(block: Block, count: int) -> pl.DataFrame:
 
 
 def _listings(block: Block, count: int) -> pl.DataFrame:
-    """Reads of pages of a wallet's history."""
+    """Return reads of pages of a wallet's history."""
     rng = block.rng
     invoke_s = rng.uniform(LOAD_FROM_S, block.shape.load_to_s, count)
     return _frame(

@@ -1,0 +1,173 @@
+"""A large run is judged in slices and memory does not grow with it; what the slices say is what the whole says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from honest_world import World, frames, small_world
+from test_anomalies import BUGS, Bug, name_of
+from test_run_folder import SERVICE
+
+from invariants import large
+from invariants.history import HistoryRecord, Recorder
+from invariants.run import load_run
+from invariants.timeline import Timeline
+from invariants.verdict import Judgement, Verdict, judge
+from ledgerproof.cli import cli
+from ledgerproof.judge_cost import growth
+from ledgerproof.synth.plant import ALSO, PLANTS
+from ledgerproof.synth.run import write_run
+from ledgerproof.synth.shape import Shape
+
+SMALL_ROWS = 10_000
+SLICES = 3
+
+
+def quiet(_: str) -> None:
+    return
+
+
+def fired(judgement: Judgement) -> dict[str, int]:
+    return {code: count for code, count in judgement.anomalies.items() if count}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synth") / "run"
+    write_run(Shape(100_000, seed=5), folder, quiet)
+    return folder
+
+
+def test_synthetic_run_passes_every_check_whole_and_in_slices(honest: Path) -> None:
+    whole, sliced = judge(load_run(honest)), large.judge_folder(honest, SLICES)
+    assert (whole.reasons, whole.verdict) == ([], Verdict.PASS)
+    # Every field: counts of every code, sometimes, unresolved keys and duplicates too.
+    assert sliced == whole
+    assert whole.sometimes["an info resolved as applied"]
+    assert whole.sometimes["an info resolved as not applied"]
+    assert whole.raw_duplicates
+
+
+def test_check_of_a_synthetic_run_is_pass(honest: Path) -> None:
+    result = CliRunner().invoke(cli, ["check", str(honest), "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["reasons"]) == (0, [])
+
+
+def test_synthetic_run_has_everything_a_real_one_has(honest: Path) -> None:
+    run = load_run(honest)
+    assert run.recording.frame.height == 100_000
+    tried = {(op, cls) for op, cls in run.attempts.select("op", "cls").unique().iter_rows()}
+    assert {"deposit", "withdraw", "bet", "cancel", "rollback", "balance", "entries"} <= {op for op, _ in tried}
+    assert {("bet", "ok"), ("bet", "fail"), ("bet", "info")} <= tried
+    assert run.table("settlements")["settlement_version"].max() == 3
+    assert {"VOID", "SETTLED", "OPEN"} <= set(run.table("matches")["state"])
+    assert set(run.table("orders")["cancel_reason"].drop_nulls()) == {"REQUESTED", "LATE"}
+    assert run.first.table("ledger").height < run.table("ledger").height
+    assert run.table("kafka")["topic"].n_unique() == 5
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_run(Shape(SMALL_ROWS, seed), tmp_path / name, quiet)
+    first, again, other = (load_run(tmp_path / name).table("ledger") for name in "abc")
+    assert first.equals(again)
+    assert not first.equals(other)
+
+
+@pytest.mark.parametrize("code", sorted(PLANTS))
+def test_needle_in_a_synthetic_run_is_found_by_its_code(code: str, tmp_path: Path) -> None:
+    planted = write_run(Shape(SMALL_ROWS, seed=3, mix="prove", plant=code), tmp_path / "run", quiet).planted
+    assert planted is not None
+    judgement = large.judge_folder(tmp_path / "run", SLICES)
+    assert code in fired(judgement)
+    assert set(fired(judgement)) <= {code} | ALSO.get(code, frozenset())
+    witnesses = [witness for witness in judgement.witnesses if witness.code == code]
+    assert planted.user in {witness.user for witness in witnesses} or code in {"A12"}
+    if planted.key is not None:
+        assert planted.key in {witness.key for witness in witnesses}
+    assert fired(judgement) == fired(judge(load_run(tmp_path / "run")))
+
+
+def written(world: World, folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps({"service": SERVICE}))
+    recorder = Recorder(folder, "r1", flush_interval_s=3600.0)
+    for row in world.history:
+        recorder.append(HistoryRecord(**row))  # type: ignore[typeddict-item]
+    recorder.close()
+    timeline = Timeline(folder, lambda: 0.0)
+    for row in world.timeline:
+        timeline.record(row["kind"], **{name: value for name, value in row.items() if name != "kind"})
+    for name, tables in (("snapshot-1", world.tables), ("snapshot-2", world.second)):
+        if tables is not None:
+            (folder / name).mkdir()
+            for table, frame in frames(tables).items():
+                frame.write_parquet(folder / name / f"{table}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "bug"),
+    [(code, bug) for code, bug, *_ in BUGS],
+    ids=lambda value: value if isinstance(value, str) else name_of(value),
+)
+def test_planted_bug_is_found_in_slices_as_in_the_whole(code: str, bug: Bug, tmp_path: Path) -> None:
+    world = small_world()
+    bug(world)
+    folder = written(world, tmp_path)
+    whole, sliced = judge(load_run(folder)), large.judge_folder(folder, SLICES)
+    assert fired(sliced) == fired(whole)
+    assert code in fired(sliced)
+    assert (sliced.unchecked, sliced.unresolved, sliced.sometimes) == ({}, whole.unresolved, whole.sometimes)
+
+    def named(judgement: Judgement) -> set[tuple[str, str | None, int | None, int | None]]:
+        return {(w.code, w.key, w.user, w.seq) for w in judgement.witnesses}
+
+    assert named(sliced) == named(whole)
+
+
+def test_missing_table_is_named_in_slices_too(tmp_path: Path) -> None:
+    write_run(Shape(SMALL_ROWS, seed=1), tmp_path / "run", quiet)
+    (tmp_path / "run" / "snapshot-1" / "orders.parquet").unlink()
+    judgement = large.judge_folder(tmp_path / "run", SLICES)
+    assert judgement.verdict is Verdict.INVALID
+    assert "snapshot-1 has no table orders" in {witness.text for witness in judgement.witnesses}
+
+
+def test_completion_without_its_invoke_is_judged_whole(tmp_path: Path) -> None:
+    world = small_world()
+    world.history.append({"record": "ok", "attempt": 9_999, "client": 1, "t": world.tick()})
+    folder = written(world, tmp_path)
+    assert fired(large.judge_folder(folder, SLICES)) == fired(judge(load_run(folder))) == {"V06": 1}
+
+
+def test_check_that_raises_in_a_slice_makes_the_run_invalid(honest: Path) -> None:
+    broken = dict(large.CHECKS)
+    broken["X01"] = replace(broken["A06"], code="X01", find=lambda run: run.table("no such table"))
+    judgement = large.judge_folder(honest, SLICES, broken)
+    assert judgement.verdict is Verdict.INVALID
+    assert "X01" in judgement.unchecked
+
+
+def test_growth_is_the_exponent_of_a_power() -> None:
+    assert growth([10, 100, 1_000], [5.0, 50.0, 500.0]) == pytest.approx(1.0)
+    assert growth([10, 100], [3.0, 300.0]) == pytest.approx(2.0)
+    assert growth([10], [3.0]) is None
+
+
+def test_bench_judge_measures_a_run_in_a_process_of_its_own(honest: Path) -> None:
+    result = CliRunner().invoke(cli, ["bench-judge", "--run", str(honest), "--json"])
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    (size,) = answer["sizes"]
+    assert (size["rows"], size["verdict"], size["anomalies"]) == (100_000, "PASS", {})
+    assert {"A01", "A28", "V06"} <= size["seconds_of"].keys()
+    assert size["cpu_s"] > 0
+    assert 50 < size["peak_mb"] < 3_000
+
+
+def test_synth_refuses_a_code_that_it_cannot_plant(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["synth", str(tmp_path / "run"), "--rows", "1e4", "--plant", "A99"])
+    assert result.exit_code == 2
+    assert "no violation A99 can be planted" in result.stderr
