@@ -78,7 +78,8 @@ def judge_folder(
 ) -> Judgement:
     """Judge the run in `folder`; `slices` cuts it into so many whatever its size.
 
-    Raises what `load_run` raises where there is nothing to judge, OSError where the slices cannot be written.
+    Raises what `load_run` raises where there is nothing to judge, OSError where the slices cannot be written, and for a
+    run that must be cut also MissingEvidence and polars errors where a table cannot be read.
     """
     checks = CHECKS if checks is None else checks
     costs = costs or Costs()

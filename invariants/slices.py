@@ -7,6 +7,7 @@ find in the whole run. The text of events is not kept: `event_screen` compares i
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,9 +25,13 @@ from invariants.run import FIRST_SNAPSHOT, SECOND_SNAPSHOT, SYSTEM_PREFIX, Run, 
 from invariants.snapshot import Snapshot
 from invariants.spool import BUCKET, Spool
 
-SLICE_ROWS: Final = 250_000
-"""History records of one slice, about: as many as make the tables of a slice a tenth of a gigabyte."""
-BATCH_ROWS: Final = 400_000
+SLICE_ROWS: Final = 500_000
+SLICE_ENTRIES: Final = 160_000
+"""History records and entries of one slice, about: then its tables take some hundred megabytes."""
+BATCH_ROWS: Final = 600_000
+"""Rows that are cut at a time."""
+CUTTERS: Final = 2
+"""Files cut at a time."""
 SMALL: Final = ("matches", "transitions", "settlements", "routes")
 """Tables that every slice has whole: a check looks things up there."""
 OF_MATCH: Final = ("ledger", "bets", "orders", "fills")
@@ -125,7 +130,6 @@ def cut(folder: Path, place: Path, count: int | None = None) -> Slices:
     Raises CannotSlice for a recording that must be seen whole, MissingEvidence for a snapshot that cannot be read,
     OSError where the slices cannot be written.
     """
-    count = count or max(1, round(rows_recorded(folder) / SLICE_ROWS))
     second = folder / SECOND_SNAPSHOT
     whole = Run(
         config=load_config(folder),
@@ -135,31 +139,49 @@ def cut(folder: Path, place: Path, count: int | None = None) -> Slices:
         first=Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT),
         second=Snapshot(SECOND_SNAPSHOT, second) if second.exists() else None,
     )
+    final = whole.final
+    if count is None:
+        entries = int(final.scan("ledger").select(pl.len()).collect().item())
+        count = max(1, round(rows_recorded(folder) / SLICE_ROWS), round(entries / SLICE_ENTRIES))
     wallets = {name: Spool(place / "wallets" / name) for name in ("history", *OF_WALLET, "outbox")}
     wallets |= {f"first/{name}": Spool(place / "wallets-first" / name) for name in OF_WALLET_FIRST}
     matches = {name: Spool(place / "matches" / name) for name in OF_MATCH}
-    whole.recording, commands = _cut_history(folder, wallets["history"], count)
     by_wallet, by_match = _bucket_of_wallet(count), _bucket_of_match(count)
-    final = whole.final
-    for name in sorted({*OF_WALLET, *OF_MATCH} - {"kafka"}):
+    screen = Screen()
+
+    def cut_table(name: str) -> None:
         for batch in _batches(final.scan(name)):
             if name in OF_WALLET:
                 wallets[name].add(batch.with_columns(by_wallet.alias(BUCKET)))
             if name in OF_MATCH:
                 rows = batch.filter(_ABOUT_MATCHES) if name == "ledger" else batch
                 matches[name].add(rows.with_columns(by_match.alias(BUCKET)))
-    if whole.second is not None:
-        for name in OF_WALLET_FIRST:
-            for batch in _batches(whole.first.scan(name)):
-                wallets[f"first/{name}"].add(batch.with_columns(by_wallet.alias(BUCKET)))
-    screen = Screen()
-    for batch in _batches(final.scan("outbox")):
-        wallets["outbox"].add(screen.take_outbox(batch).with_columns(by_wallet.alias(BUCKET)))
-    owner = pl.coalesce("user_id", (pl.col("key").fill_null("").hash() % count).cast(pl.Int64))
-    for batch in _batches(final.scan("kafka")):
-        screen.take_kafka(batch)
-        kept = batch.drop("payload").with_columns((owner % count).alias(BUCKET))
-        wallets["kafka"].add(kept)
+
+    def cut_first(name: str) -> None:
+        for batch in _batches(whole.first.scan(name)):
+            wallets[f"first/{name}"].add(batch.with_columns(by_wallet.alias(BUCKET)))
+
+    def cut_outbox() -> None:
+        for batch in _batches(final.scan("outbox")):
+            wallets["outbox"].add(screen.take_outbox(batch).with_columns(by_wallet.alias(BUCKET)))
+
+    def cut_kafka() -> None:
+        owner = pl.coalesce("user_id", (pl.col("key").fill_null("").hash() % count).cast(pl.Int64)) % count
+        for batch in _batches(final.scan("kafka")):
+            screen.take_kafka(batch)
+            wallets["kafka"].add(batch.drop("payload").with_columns(owner.alias(BUCKET)))
+
+    tables = sorted({*OF_WALLET, *OF_MATCH} - {"kafka"})
+    with ThreadPoolExecutor(CUTTERS, thread_name_prefix="cut") as cutters:
+        # The longest first, so that the end is not one of them alone.
+        told = cutters.submit(_cut_history, folder, wallets["history"], count)
+        tasks = [cutters.submit(cut_kafka), cutters.submit(cut_outbox)]
+        tasks += [cutters.submit(cut_table, name) for name in tables]
+        if whole.second is not None:
+            tasks += [cutters.submit(cut_first, name) for name in OF_WALLET_FIRST]
+        whole.recording, commands = told.result()
+        for task in tasks:
+            task.result()
     servers = (whole.first.servers_read(), final.servers_read())
     return Slices(whole, count, wallets, matches, commands, screen, servers)
 

@@ -146,7 +146,9 @@ def _stale_flagged(run: Run) -> int:
 
 def _refused_under_contention(run: Run) -> int:
     """Count refusals for lack of funds while another command of the same wallet was under way."""
-    commands = run.attempts.filter(pl.col("family") == "ledger").sort("user", "t_invoke")
+    commands = run.attempts.filter(pl.col("family") == "ledger")
+    refused = commands.filter(pl.col("outcome") == "INSUFFICIENT_FUNDS")
+    commands = commands.join(refused, on="user", how="semi").sort("user", "t_invoke")
     same_before = pl.col("user") == pl.col("user").shift(1)
     same_after = pl.col("user") == pl.col("user").shift(-1)
     busy = (same_before & (pl.col("t_return").shift(1) > pl.col("t_invoke"))) | (

@@ -26,7 +26,7 @@ class Spool:
             self._empty = frame.clear().drop(BUCKET)
         for (number,), rows in frame.partition_by(BUCKET, as_dict=True, include_key=False, maintain_order=True).items():
             path = self._folder / f"{number}-{self._batches}.arrow"
-            rows.write_ipc(path, compression="uncompressed")
+            rows.write_ipc_stream(path, compression="uncompressed")
             self._files[int(str(number))].append(path)
         self._batches += 1
 
@@ -40,7 +40,7 @@ class Spool:
         if self._empty is None:
             raise KeyError("nothing was ever added")
         files = self._files.pop(number, [])
-        rows = [pl.read_ipc(path.read_bytes()) for path in files]
+        rows = [pl.read_ipc_stream(path) for path in files]
         for path in files:
             path.unlink()
         return pl.concat(rows) if rows else self._empty

@@ -16,13 +16,15 @@ from invariants import history
 from invariants.anomalies import CHECKS
 from invariants.files import publish
 from invariants.history import FINAL_RETRY
-from invariants.run import Run, load_run
+from invariants.large import judge_folder
+from invariants.run import final_snapshot
 from invariants.snapshot import MissingEvidence
 from invariants.timeline import load_series, load_timeline
-from invariants.verdict import Judgement, Verdict, judge, worst
+from invariants.verdict import Judgement, Verdict, worst
 from ledgerproof import __version__, sla
 from ledgerproof.options import NotARun
 from ledgerproof.sla import FaultRecord, Window
+from reference.commands import TOPIC_OF
 
 HARNESS_FILE: Final = "harness.json"
 VERDICT_FILE: Final = "verdict.json"
@@ -187,15 +189,13 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         parts.append(Verdict.ABORTED)
         reasons.append("the harness ended before the run did: killed, or the machine went down")
     judgement: Judgement | None = None
-    run: Run | None = None
     if measured is not None and Verdict.ABORTED not in parts:
         try:
-            run = load_run(folder)
+            judgement = judge_folder(folder)
         except (MissingEvidence, pl.exceptions.PolarsError) as error:
             parts.append(Verdict.INVALID)
             reasons.append(f"the run cannot be judged: {error}")
         else:
-            judgement = judge(run)
             _add_judgement(judgement, facts, parts, reasons)
         if problem := saturation(measured, facts):
             parts.append(Verdict.INVALID)
@@ -203,7 +203,7 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
     if facts.reconciliation is not None:
         _add_reconciliation(facts.reconciliation, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
-    table = _service_levels(measured, judgement, run, facts) if measured and Verdict.ABORTED not in parts else []
+    table = _service_levels(measured, judgement, folder, facts) if measured and Verdict.ABORTED not in parts else []
     missed = [row["metric"] for row in table if row["met"] is False]
     if missed:
         parts.append(Verdict.SLA_MISSED)
@@ -284,14 +284,17 @@ def _add_reconciliation(
 
 
 def _service_levels(
-    measured: Measured, judgement: Judgement | None, run: Run | None, facts: HarnessFacts
+    measured: Measured, judgement: Judgement | None, folder: Path, facts: HarnessFacts
 ) -> list[dict[str, Any]]:
     reconciled, events = (0, 0), 0
-    if run is not None:
+    if judgement is not None:
+        final = final_snapshot(folder)
         try:
-            reconciled = sla.reconciliation(run.table("ledger"), run.table("projection"))
-            events = run.events.height
-        except MissingEvidence:
+            entries = final.scan("ledger").select("user_id", "seq", "amount").collect()
+            reconciled = sla.reconciliation(entries, final.table("projection"))
+            sent = final.scan("kafka").filter(pl.col("topic").is_in(sorted(set(TOPIC_OF.values()))))
+            events = int(sent.select(pl.len()).collect().item())
+        except (MissingEvidence, pl.exceptions.PolarsError):
             # The checks have reported it; the row then has no number.
             reconciled = (0, 0)
     return sla.rows(

@@ -23,7 +23,7 @@ TIMEOUT_S: Final = 3 * 3600.0
 """A generator or a judge that takes longer than this is ended."""
 
 
-class _Rows(click.ParamType):
+class _Rows(click.ParamType[int]):
     """A number of rows, also as 1e6 or 12e6."""
 
     name = "ROWS"

@@ -409,7 +409,8 @@ def pay(rng: np.random.Generator, bets: Bets, rulings: Rulings, span_s: float) -
 
 
 def _won(bets: Bets, mine: Ints, result: Ints) -> Flags:
-    return (bets.matched[mine] > 0) & (bets.back[mine] == (bets.selection[mine] == result))
+    won: Flags = bets.back[mine] == (bets.selection[mine] == result)
+    return won & (bets.matched[mine] > 0)
 
 
 def _ruled(bets: Bets, mine: Ints, void: Flags, result: Ints) -> tuple[Ints, Ints]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from ledgerproof.synth.block import Block, Entries, ordered
 from ledgerproof.synth.book import KINDS, Fate
-from ledgerproof.synth.shape import Ints
+from ledgerproof.synth.shape import Flags, Ints
 
 OVERDRAWN_MINOR: Final = 1_000
 FEWEST_SEQ: Final = 3
@@ -50,7 +50,7 @@ def _reordered(block: Block, rows: Entries) -> None:
     block.entries = ordered(rows, np.arange(len(rows.user)))
 
 
-def _middle(rows: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> int:
+def _middle(rows: Flags) -> int:
     """Return one of the places that qualify, the middle one. Raises ValueError if there is none."""
     places = np.flatnonzero(rows)
     if not len(places):
@@ -58,11 +58,12 @@ def _middle(rows: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> int:
     return int(places[len(places) // 2])
 
 
-def _withdrawals(block: Block) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def _withdrawals(block: Block) -> Flags:
     """Return which entries are acknowledged withdrawals."""
     transfer = np.maximum(block.entries.transfer, 0)
-    done = block.transfers.fate[transfer] == Fate.DONE
-    return (block.entries.transfer >= 0) & done & (block.entries.amount < 0) & (block.entries.seq > FEWEST_SEQ)
+    done: Flags = block.transfers.fate[transfer] == Fate.DONE
+    done &= (block.entries.transfer >= 0) & (block.entries.amount < 0) & (block.entries.seq > FEWEST_SEQ)
+    return done
 
 
 def _transfer_key(block: Block, place: int) -> str:
@@ -79,8 +80,9 @@ def _lost(block: Block) -> tuple[int, str | None]:
 def _applied_twice(block: Block) -> tuple[int, str | None]:
     entries = block.entries
     # The wallet must be able to pay it twice: the smallest balance from there to its end says so.
-    lowest = np.minimum.accumulate(entries.balance[::-1] + entries.user[::-1] * -(10**12))[::-1]
-    lowest = lowest + entries.user * 10**12
+    # Read from the end, each wallet has smaller numbers than the one before, so the minimum begins anew.
+    apart = entries.user * 10**12
+    lowest = np.minimum.accumulate((entries.balance + apart)[::-1])[::-1] - apart
     place = _middle(_withdrawals(block) & (lowest > -entries.amount))
     told = int(entries.user[place]), _transfer_key(block, place)
     _reordered(block, _rows(entries, np.insert(np.arange(len(entries.user)), place, place)))
@@ -132,10 +134,11 @@ def _out_of_order(block: Block) -> tuple[int, str | None]:
     return int(entries.user[place]), f"s{block.number}-b{entries.bet[place + 1]}"
 
 
-def _payouts(block: Block) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def _payouts(block: Block) -> Flags:
     payment = np.maximum(block.entries.payment, 0)
-    kind = block.payments.kind[payment] == KINDS.index("PAYOUT")
-    return (block.entries.payment >= 0) & kind & (block.payments.version[payment] == 1)
+    paid: Flags = block.payments.kind[payment] == KINDS.index("PAYOUT")
+    paid &= (block.entries.payment >= 0) & (block.payments.version[payment] == 1)
+    return paid
 
 
 def _paid_twice(block: Block) -> tuple[int, str | None]:

@@ -1,7 +1,7 @@
 """Writes the file of a table bucket by bucket, each in its own order."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ ROW_GROUP: Final = 262_144
 
 def write_table(
     spool: Spool,
-    targets: dict[Path, Callable[[pl.DataFrame], pl.DataFrame]],
+    targets: Mapping[Path, Callable[[pl.DataFrame], pl.DataFrame]],
     shape: Callable[[pl.DataFrame], pl.DataFrame],
 ) -> dict[Path, int]:
     """Write the buckets of a table, each in the form that `shape` gives it, to Parquet files.
