@@ -1,11 +1,12 @@
 """Judges a run folder of any size: a small one whole, a large one in slices that fit in memory, to the same result."""
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -84,14 +85,25 @@ def judge_folder(
     checks = CHECKS if checks is None else checks
     costs = costs or Costs()
     if slices is None and rows_recorded(folder) < SLICED_FROM_ROWS:
-        return judge(costs.of("load", lambda: load_run(folder)), checks)
+        return _judge_whole(folder, checks, costs)
     try:
         place, cut = costs.of("cut", lambda: sliced(folder, slices))
     except CannotSlice as error:
         _log.warning("the run is judged whole, which takes the memory for it: %s", error)
-        return judge(costs.of("load", lambda: load_run(folder)), checks)
+        return _judge_whole(folder, checks, costs)
     with place:
         return _judge_slices(cut, checks, costs)
+
+
+def _judge_whole(folder: Path, checks: dict[str, Check], costs: Costs) -> Judgement:
+    def timed(check: Check) -> Check:
+        @functools.wraps(check.find)
+        def find(run: Run) -> Found:
+            return costs.of(check.code, lambda: check.find(run))
+
+        return replace(check, find=find)
+
+    return judge(costs.of("load", lambda: load_run(folder)), {code: timed(check) for code, check in checks.items()})
 
 
 def _judge_slices(cut: Slices, checks: dict[str, Check], costs: Costs) -> Judgement:
