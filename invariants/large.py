@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SLICED_FROM_ROWS: Final = 1_500_000
+SLICED_FROM_ROWS: Final = 400_000
 """Runs with fewer history records are judged whole."""
 WORKERS: Final = 2
 """Slices judged at a time: while one waits for Python the other computes."""
