@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check up down load chaos sim bench timings report clean lock
+.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim bench timings report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -27,6 +27,14 @@ check: setup ## Lint, format, types and import directions; changes nothing
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+mutation: setup ## Change rules and folds in small ways: do the tests notice? (ARGS="--minutes 10")
+	$(BIN)/python tools/mutation.py $(ARGS)
+
+nightly: setup ## What takes hours: deep random machines, planted bugs in slices, every mutant of rules and folds
+	$(BIN)/pytest tests/machine tests/stack/test_exchange_on_postgres.py --hypothesis-profile nightly --timeout 14400
+	$(BIN)/pytest tests/unit/test_judge_scale.py --hypothesis-profile nightly
+	$(BIN)/python tools/mutation.py --minutes 0
+
 up: setup ## Start the stack and the service and leave them running
 	@$(BIN)/ledgerproof up $(ARGS)
 
@@ -38,6 +46,9 @@ load: setup ## The proof under load alone: no fault is injected
 
 chaos: setup ## The proof with the standard faults (kill a server, kill a worker, pause Redis)
 	@$(BIN)/ledgerproof prove --faults standard $(ARGS)
+
+mutants: setup ## Plant every known bug, show that each is noticed, and store the matrix (an hour on 2 cores)
+	@$(BIN)/ledgerproof mutants --write $(ARGS)
 
 sim: setup ## Predict capacity by simulation, for service times you type
 	@$(BIN)/ledgerproof sim $(ARGS)
@@ -51,6 +62,9 @@ timings: setup ## Time the hot functions; see also tests/benchmarks/http_framewo
 
 report: setup ## Write the newest run's report again and say where it is
 	@$(BIN)/ledgerproof report $(ARGS)
+
+campaign: setup ## 200 short plans one after the other: the clean build finds nothing (hours; resumable)
+	@$(BIN)/ledgerproof campaign --seed 5 $(ARGS)
 
 lock: setup ## Resolve requirements.lock anew (ARGS=--upgrade takes newer versions)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \

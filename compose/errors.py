@@ -14,7 +14,8 @@ StackError
 ├── NodeError
 │   ├── NodeDied              a process ended that should run; carries the end of its log
 │   ├── NodeNotReady          a process runs but does not do its work in time; carries the end of its log
-│   └── NodeStuck             processes of a node outlived SIGKILL or a graceful stop
+│   ├── NodeStuck             processes of a node outlived SIGKILL or a graceful stop
+│   └── NoFailpoints          a node has no failpoints that can be armed now
 └── StackClosing              the stack is being taken down while something was still starting
 """
 
@@ -81,6 +82,10 @@ class NodeNotReady(NodeError):
 
 class NodeStuck(NodeError):
     """Processes of a node are still there although they were told to end."""
+
+
+class NoFailpoints(NodeError):
+    """A node has no failpoints that can be armed now; the message says why."""
 
 
 class StackClosing(StackError):

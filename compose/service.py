@@ -24,8 +24,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 """The folder that `reference` is imported from, whatever the current folder is."""
 
 
-def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str, trace_folder: Path) -> ServiceConfig:
-    """Return the configuration of a stack's service; SpecError if the settings do not fit."""
+def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str, folder: Path) -> ServiceConfig:
+    """Return the configuration of the service of the stack in `folder`; SpecError if the settings do not fit."""
     ports = {node.name: node.port for node in nodes}
     fields: dict[str, Any] = {
         "servers": [
@@ -39,7 +39,8 @@ def configuration(spec: StackSpec, nodes: list[NodeRecord], redis_password: str,
         "redis_password": redis_password,
         "token_key": secrets.token_hex(32),
         "default_partitions": spec.partitions,
-        "trace_folder": str(trace_folder),
+        "trace_folder": str(folder / TRACES_FOLDER),
+        "failpoint_folder": str(folder) if spec.failpoints else None,
     }
     try:
         return msgspec.convert(fields | spec.settings, ServiceConfig)

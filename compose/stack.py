@@ -328,7 +328,7 @@ class Stack:
                 redis_password=secrets.token_hex(16),
                 kafka_controller_port=got[-1],
             )
-            config = service.configuration(spec, records, fresh.redis_password, self.folder / service.TRACES_FOLDER)
+            config = service.configuration(spec, records, fresh.redis_password, self.folder)
             state.create(self.folder, fresh)
             self._expected = fresh
         except BaseException:

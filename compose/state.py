@@ -51,6 +51,8 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Fields of `reference.config.ServiceConfig` that differ from their defaults."""
     only: Literal["all", "infra"] = "all"
     """`infra`: the servers without the service's processes."""
+    failpoints: bool = False
+    """Every process of the service opens an admin socket in its node's folder, to arm its failpoints (`failpoints`)."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes."""

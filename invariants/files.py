@@ -30,6 +30,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def fingerprint() -> str:
+    """Return twelve hex digits that name this version of the checks: a hash of every source file of this package."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".py", ".sql"}:
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line to a text file and make it durable. Raises OSError."""
     with path.open("a", encoding="utf-8") as stream:

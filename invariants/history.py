@@ -58,11 +58,36 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
     "stale": pl.Boolean(),
     "error": pl.String(),
     "tag": pl.String(),
+    "strong": pl.Boolean(),
+    "after_seq": pl.Int64(),
+    "as_of": pl.Float64(),
+    "page_rows": pl.Int32(),
+    "page_cut": pl.Boolean(),
 }
-"""Columns of a history record. Money in minor units, odds in hundredths, `intended` and `t` in seconds."""
+"""Columns of a history record. Money in minor units, odds in hundredths, `intended` and `t` in seconds.
 
-ANSWERED: Final = ("status", "outcome", "replayed", "seq", "balance", "source", "stale", "error")
+Of reads: `strong`, whether a balance was asked of the ledger; `as_of`, the moment (Unix seconds by the database's
+clock) before which the answer says it lacks nothing; of a page of entries `after_seq`, where it was to begin,
+`page_rows`, how many came, and `page_cut`, whether there are more; `seq` and `balance` are then those of its last
+entry."""
+
+ANSWERED: Final = (
+    "status",
+    "outcome",
+    "replayed",
+    "seq",
+    "balance",
+    "source",
+    "stale",
+    "error",
+    "as_of",
+    "page_rows",
+    "page_cut",
+)
 """Columns that the completion of an attempt says; all others are said by its invoke record."""
+
+ADDED: Final = frozenset({"strong", "after_seq", "as_of", "page_rows", "page_cut"})
+"""Columns that older recordings do not have; they read as null (`LoadReport.lacking`)."""
 
 _COLUMNS: Final = frozenset(SCHEMA)
 
@@ -96,6 +121,11 @@ class HistoryRecord(TypedDict, total=False):
     stale: NotRequired[bool | None]
     error: NotRequired[str | None]
     tag: NotRequired[str | None]
+    strong: NotRequired[bool | None]
+    after_seq: NotRequired[int | None]
+    as_of: NotRequired[float | None]
+    page_rows: NotRequired[int | None]
+    page_cut: NotRequired[bool | None]
 
 
 class RecordingError(Exception):
@@ -210,6 +240,8 @@ class LoadReport:
     """Files that never got their manifest line: the harness died while writing them."""
     lost_rows: int = 0
     """Records that were taken but are in no part, by the closing line's own count."""
+    lacking: frozenset[str] = frozenset()
+    """Columns of `ADDED` that a part does not have, because the run is older than they are."""
 
     def problems(self) -> list[str]:
         """Return one sentence per defect; empty means the recording is whole."""
@@ -238,8 +270,9 @@ def load_parts(folder: Path, take: Callable[[pl.DataFrame], None]) -> LoadReport
     listed: set[str] = set()
     parts = rows = 0
     closing: dict[str, object] | None = None
+    lacking: set[str] = set()
     manifest = place / MANIFEST
-    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
+    lines = manifest.read_bytes().splitlines() if manifest.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             entry = msgspec.json.decode(line, type=dict[str, object])
@@ -257,7 +290,8 @@ def load_parts(folder: Path, take: Callable[[pl.DataFrame], None]) -> LoadReport
         elif frame is None or frame.height != entry.get("rows"):
             corrupt.append(name)
         else:
-            take(frame)
+            lacking |= ADDED - set(frame.columns)
+            take(_completed(frame))
             parts, rows = parts + 1, rows + frame.height
     present = {path.name for path in place.glob("part-*")} if place.exists() else set()
     return LoadReport(
@@ -268,6 +302,7 @@ def load_parts(folder: Path, take: Callable[[pl.DataFrame], None]) -> LoadReport
         corrupt=corrupt,
         unfinished=sorted(present - listed),
         lost_rows=_rows_missing(closing, rows) if not missing and not corrupt else 0,
+        lacking=frozenset(lacking),
     )
 
 
@@ -280,9 +315,21 @@ def _read_part(path: Path, sha256: str) -> pl.DataFrame | None:
     if not path.exists() or sha256_of(path) != sha256:
         return None
     try:
-        return pl.read_parquet(path).select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+        frame = pl.read_parquet(path)
+        there = set(frame.columns)
+        return frame.select(
+            pl.col(name).cast(kind) for name, kind in SCHEMA.items() if name in there or name not in ADDED
+        )
     except pl.exceptions.PolarsError:
         return None
+
+
+def _completed(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a part with all columns, null where it is older than they are."""
+    there = set(frame.columns)
+    return frame.select(
+        pl.col(name) if name in there else pl.lit(None, dtype=kind).alias(name) for name, kind in SCHEMA.items()
+    )
 
 
 def attempts(history: pl.DataFrame) -> pl.DataFrame:

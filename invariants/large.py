@@ -4,7 +4,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from invariants.anomalies import CHECKS, Check, Found
 from invariants.anomalies.common import NOTHING, Part, Scope, Summed
 from invariants.anomalies.event_screen import suspicious
 from invariants.anomalies.parts import parts_of
+from invariants.judges import COLUMNS, JUDGES
 from invariants.run import Run, load_run
 from invariants.slices import CannotSlice, Slices, rows_recorded, sliced
-from invariants.verdict import Failure, Judgement, attempted, conclude, judge, unresolved_keys
+from invariants.verdict import Failure, Judged, Judgement, ask_others, attempted, conclude, judge, unresolved_keys
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ SLICED_FROM_ROWS: Final = 400_000
 """Runs with fewer history records are judged whole."""
 WORKERS: Final = 2
 """Slices judged at a time: while one waits for Python the other computes."""
+
+
+_REPEATED: Final = ("repeated", 0)
+"""Where `_Findings.sums` keeps the records that were sent again."""
 
 
 @dataclass
@@ -60,12 +65,24 @@ class _Findings:
     shown: dict[str, int] = field(default_factory=dict)
     unresolved: tuple[int, int] = (0, 0)
     duplicates: int = 0
+    too_old: set[str] = field(default_factory=set)
+    """Of `failed`: what failed because the run is older than what it needs."""
+
+    def fail(self, name: str, failure: Failure) -> None:
+        """Note that a step could not look; that the run is too old excuses only what failed for nothing else."""
+        if name not in self.failed:
+            self.failed[name] = failure.why
+            if failure.too_old:
+                self.too_old.add(name)
+        elif name in self.too_old and not failure.too_old:
+            self.failed[name] = failure.why
+            self.too_old.discard(name)
 
     def add(self, other: "_Findings") -> None:
         for code, findings in other.found.items():
             self.found[code] = self.found.get(code, NOTHING) + findings
         for name, why in other.failed.items():
-            self.failed.setdefault(name, why)
+            self.fail(name, Failure(why, too_old=name in other.too_old))
         for place, frames in other.sums.items():
             self.sums.setdefault(place, []).extend(frames)
         for name, count in other.shown.items():
@@ -75,27 +92,36 @@ class _Findings:
 
 
 def judge_folder(
-    folder: Path, slices: int | None = None, checks: dict[str, Check] | None = None, costs: Costs | None = None
+    folder: Path,
+    slices: int | None = None,
+    checks: dict[str, Check] | None = None,
+    costs: Costs | None = None,
+    judges: Sequence[str] | None = None,
 ) -> Judgement:
     """Judge the run in `folder`; `slices` cuts it into so many whatever its size.
+
+    `checks` and `judges` are those of `verdict.judge`. A check without parts (`anomalies.parts`) cannot be done in a
+    run that is cut, which is then INVALID.
 
     Raises what `load_run` raises where there is nothing to judge, OSError where the slices cannot be written, and for a
     run that must be cut also MissingEvidence and polars errors where a table cannot be read.
     """
+    if judges is None:
+        judges = list(JUDGES) if checks is None else []
     checks = CHECKS if checks is None else checks
     costs = costs or Costs()
     if slices is None and rows_recorded(folder) < SLICED_FROM_ROWS:
-        return _judge_whole(folder, checks, costs)
+        return _judge_whole(folder, checks, costs, judges)
     try:
         place, cut = costs.of("cut", lambda: sliced(folder, slices))
     except CannotSlice as error:
         _log.warning("the run is judged whole, which takes the memory for it: %s", error)
-        return _judge_whole(folder, checks, costs)
+        return _judge_whole(folder, checks, costs, judges)
     with place:
-        return _judge_slices(cut, checks, costs)
+        return _judge_slices(cut, checks, costs, judges, rows_recorded(folder))
 
 
-def _judge_whole(folder: Path, checks: dict[str, Check], costs: Costs) -> Judgement:
+def _judge_whole(folder: Path, checks: dict[str, Check], costs: Costs, judges: Sequence[str]) -> Judgement:
     def timed(check: Check) -> Check:
         @functools.wraps(check.find)
         def find(run: Run) -> Found:
@@ -103,33 +129,46 @@ def _judge_whole(folder: Path, checks: dict[str, Check], costs: Costs) -> Judgem
 
         return replace(check, find=find)
 
-    return judge(costs.of("load", lambda: load_run(folder)), {code: timed(check) for code, check in checks.items()})
+    run = costs.of("load", lambda: load_run(folder))
+    return judge(run, {code: timed(check) for code, check in checks.items()}, judges)
 
 
-def _judge_slices(cut: Slices, checks: dict[str, Check], costs: Costs) -> Judgement:
+def _judge_slices(
+    cut: Slices, checks: dict[str, Check], costs: Costs, judges: Sequence[str], records: int
+) -> Judgement:
+    started = time.monotonic()
     findings = _Findings()
+    for code, check in checks.items():
+        if not parts_of(check):
+            findings.failed[code] = "the run is too large to be seen whole, and nobody said how to check this in slices"
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="judge") as workers:
         for part in workers.map(lambda number: _of_wallets(cut, number, checks, costs), range(cut.count)):
             findings.add(part)
         for part in workers.map(lambda number: _of_matches(cut, number, checks, costs), range(cut.count)):
             findings.add(part)
+    if repeated := findings.sums.get(_REPEATED):
+        cut.whole.scratch[sometimes.REPEATED] = pl.concat(repeated)
     _count(cut.whole, sometimes.OF_THE_RUN, findings, costs)
     shown = _outcome("sometimes", {name: findings.shown.get(name, 0) for name in sometimes.COUNTERS}, findings)
     if not isinstance(shown, Failure):
         cut.whole.shown = shown
     _events(cut, checks, findings, costs)
     _whole(cut.whole, checks, findings, costs)
-    unchecked = {code: findings.failed[code] for code in checks if code in findings.failed}
+    failed = {code: findings.failed[code] for code in checks if code in findings.failed}
+    undecided = {code: why for code, why in failed.items() if code in findings.too_old}
+    found = {code: findings.found.get(code, NOTHING) for code in checks if code not in failed}
+    for code in found:
+        if lacking := [name for name in checks[code].older if name in cut.whole.lacking]:
+            undecided[code] = f"in part: the run is older than {', '.join(lacking)}"
+    subjects = {code: findings_of.subjects for code, findings_of in found.items()}
+    columns = Judged(COLUMNS, sorted(subjects), time.monotonic() - started)
     return conclude(
         checks=checks,
-        counts={code: findings.found.get(code, NOTHING).count for code in checks if code not in unchecked},
-        unchecked=unchecked,
-        witnesses=[
-            witness
-            for code in checks
-            if code not in unchecked
-            for witness in findings.found.get(code, NOTHING).witnesses
-        ],
+        counts={code: findings_of.count for code, findings_of in found.items()},
+        unchecked={code: why for code, why in failed.items() if code not in findings.too_old},
+        undecided=undecided,
+        witnesses=[witness for findings_of in found.values() for witness in findings_of.witnesses],
+        asked=costs.of("other judges", lambda: ask_others(cut.whole, judges, columns, subjects, records)),
         left_open=_outcome("unresolved", findings.unresolved, findings),
         shown=shown,
         duplicates=_outcome("duplicates", findings.duplicates, findings),
@@ -147,6 +186,11 @@ def _of_wallets(cut: Slices, number: int, checks: dict[str, Check], costs: Costs
         return findings
     _fold(run, checks, Scope.WALLET, findings, costs)
     _count(run, frozenset(sometimes.COUNTERS) - sometimes.OF_THE_RUN - sometimes.OF_MATCHES, findings, costs)
+    repeated = costs.of("duplicates", lambda: attempted(sometimes.repeated_records, run))
+    if isinstance(repeated, Failure):
+        findings.failed["sometimes"] = repeated.why
+    else:
+        findings.sums[_REPEATED] = [repeated]
     unresolved = costs.of("unresolved", lambda: attempted(unresolved_keys, run))
     duplicates = costs.of("duplicates", lambda: attempted(sometimes.raw_duplicates, run))
     if isinstance(unresolved, Failure):
@@ -197,7 +241,7 @@ def _fold(run: Run, checks: dict[str, Check], scope: Scope, findings: _Findings,
             fold = part.find if isinstance(part, Part) else part.summary
             result = costs.of(code, lambda fold=fold: attempted(fold, run))  # type: ignore[misc]
             if isinstance(result, Failure):
-                findings.failed.setdefault(code, result.why)
+                findings.fail(code, result)
             elif isinstance(result, Found):
                 findings.found[code] = findings.found.get(code, NOTHING) + result
             else:
@@ -231,7 +275,7 @@ def _events(cut: Slices, checks: dict[str, Check], findings: _Findings, costs: C
         findings.failed["screen"] = suspects.why
     for check in checks.values():
         if _needs(check, Scope.EVENTS):
-            findings.failed.setdefault(check.code, findings.failed["screen"])
+            findings.fail(check.code, Failure(findings.failed["screen"]))
 
 
 def _whole(whole: Run, checks: dict[str, Check], findings: _Findings, costs: Costs) -> None:
@@ -244,6 +288,6 @@ def _whole(whole: Run, checks: dict[str, Check], findings: _Findings, costs: Cos
             sums = pl.concat(findings.sums[code, place])
             result = costs.of(code, lambda part=part, sums=sums: attempted(lambda run: part.find(run, sums), whole))  # type: ignore[misc]
             if isinstance(result, Failure):
-                findings.failed.setdefault(code, result.why)
+                findings.fail(code, result)
             else:
                 findings.found[code] = findings.found.get(code, NOTHING) + result

@@ -19,8 +19,21 @@ from reference.routing import SHARDS, shard_of_match
 CONFIG_FILE: Final = "config.json"
 FIRST_SNAPSHOT: Final = "snapshot-1"
 SECOND_SNAPSHOT: Final = "snapshot-2"
+WALL_CLOCK_DRIFT: Final = "wall_clock_drift_s"
+"""Series: how much the wall clock has moved against the run's clock since the run began, seconds."""
+CLOCK_SLACK_S: Final = 0.05
+"""Times of the service and of the run that differ by less than this are not told apart."""
 SYSTEM_PREFIX: Final = "ledger:"
 """Keys that begin so are the service's own: refunds, payouts and commission."""
+
+
+DRIFT_KINDS: Final = {"drift_planted": "planted", "drift_measured": "measured", "drift_repaired": "repaired"}
+"""Kinds of the timeline that tell of a planted drift, and what `Run.drifts` calls their times."""
+_DRIFT: Final = pl.Struct(
+    {"user": pl.Int64(), "code": pl.String(), "within_s": pl.Float64(), "requested_by": pl.String()}
+)
+"""The `detail` of these rows, as JSON: whose balance, the reconciler's code for it, how soon it must be reported, and
+whose passes count (null: everybody's)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,15 @@ class RunConfig:
     operations: list[str] = field(default_factory=list)
     """Operations that must have succeeded; empty: those the history shows."""
     required_sometimes: list[str] = field(default_factory=list)
-    """*Sometimes* names that this campaign must show; empty: none is required."""
+    """*Sometimes* names that this run alone must show; empty: none is required."""
+    max_amount_minor: int = 10**9
+    """A bet that reserves more than this is refused."""
+    recover_within_s: float = 30.0
+    """After the measured end of a fault, errors and backlogs are back under their bounds within this time."""
+    origin_unix: float | None = None
+    """Unix time at which the run's clock was zero; None: not recorded, and no time of the service is compared."""
+    evidence: int = 1
+    """What the run recorded (`snapshot.EVIDENCE` when it was made)."""
 
 
 class _ServerName(msgspec.Struct):
@@ -49,6 +70,7 @@ class _ServiceFile(msgspec.Struct):
     routing: list[int]
     commission_bps: int = 200
     projection_stale_after_ms: int = 500
+    max_amount_minor: int = 10**9
     operations: list[str] = []
     required_sometimes: list[str] = []
 
@@ -57,6 +79,9 @@ class _ConfigFile(msgspec.Struct):
     service: _ServiceFile | None = None
     operations: list[str] = []
     required_sometimes: list[str] = []
+    recover_within_s: float = 30.0
+    origin_unix: float | None = None
+    evidence: int = 1
 
 
 def load_config(folder: Path) -> RunConfig:
@@ -78,6 +103,10 @@ def load_config(folder: Path) -> RunConfig:
         stale_after_s=service.projection_stale_after_ms / 1000,
         operations=outer.operations or service.operations,
         required_sometimes=outer.required_sometimes or service.required_sometimes,
+        max_amount_minor=service.max_amount_minor,
+        recover_within_s=outer.recover_within_s,
+        origin_unix=outer.origin_unix,
+        evidence=outer.evidence,
     )
 
 
@@ -93,8 +122,11 @@ class Run:
         series_rows: pl.DataFrame,
         first: Snapshot,
         second: Snapshot | None,
+        folder: Path | None = None,
     ) -> None:
         """Bundle the parts; `load_run` reads them from a run folder, tests give them directly."""
+        self.folder = folder
+        """Where the run is on disk; None for one that never was."""
         self.config = config
         self.recording = recording
         self.timeline = timeline_rows
@@ -110,6 +142,23 @@ class Run:
     def final(self) -> Snapshot:
         """The snapshot that is judged: the second where there is one."""
         return self.second or self.first
+
+    @cached_property
+    def lacking(self) -> frozenset[str]:
+        """What the run is too old to hold, as `history.column`, `table` or `table.column`."""
+        lacking = {f"history.{name}" for name in self.recording.lacking} | self.final.lacking()
+        return frozenset(lacking | ({"config.origin_unix"} if self.config.origin_unix is None else set()))
+
+    # -- clocks
+
+    @cached_property
+    def clock_slack_s(self) -> float:
+        """How far the service's wall clock and the run's clock may be apart, seconds.
+
+        They are clocks of one machine; how much they drifted apart during the run was measured beside it.
+        """
+        drift = self.series.filter(pl.col("name") == WALL_CLOCK_DRIFT)["value"].abs().max()
+        return CLOCK_SLACK_S + (float(drift) if isinstance(drift, float) else 0.0)
 
     # -- what the clients were told
 
@@ -210,7 +259,28 @@ class Run:
         """Return the server that must hold a match: it never moves. Raises ValueError for an id that is no UUID."""
         return self._initial_routing[shard_of_match(UUID(match_id))]
 
-    # -- faults
+    # -- faults and drifts
+
+    @cached_property
+    def drifts(self) -> pl.DataFrame:
+        """One row per drift that the run planted in a store of the service, by time.
+
+        Columns: node (its server), planted, measured, repaired (seconds, null if not seen), and of the row's detail
+        (`_DRIFT`) user, code, within_s and requested_by; null where the timeline does not say so.
+        """
+        rows = self.timeline.filter(pl.col("kind").is_in(list(DRIFT_KINDS))).with_columns(
+            pl.col("detail").str.json_decode(_DRIFT).alias("plan")
+        )
+        rows = rows.unnest("plan")
+        edges = {
+            name: rows.filter(pl.col("kind") == kind).group_by("node", "user").agg(pl.col("t").min().alias(name))
+            for kind, name in DRIFT_KINDS.items()
+        }
+        planted = rows.filter(pl.col("kind") == "drift_planted").unique(["node", "user"], keep="first")
+        found = planted.select("node", "user", "code", "within_s", "requested_by")
+        for frame in edges.values():
+            found = found.join(frame, on=["node", "user"], how="left", nulls_equal=True)
+        return found.sort("planted", "user")
 
     @cached_property
     def requested_faults(self) -> pl.DataFrame:
@@ -230,11 +300,12 @@ class Run:
 
 
 def final_snapshot(folder: Path) -> Snapshot:
-    """Return the snapshot of a run folder that is judged: the second where there is one."""
+    """Return the snapshot of a run folder that is judged: the second where there is one. Raises MissingEvidence."""
+    evidence = load_config(folder).evidence
     second = folder / SECOND_SNAPSHOT
     if second.exists():
-        return Snapshot(SECOND_SNAPSHOT, second)
-    return Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT)
+        return Snapshot(SECOND_SNAPSHOT, second, evidence=evidence)
+    return Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT, evidence=evidence)
 
 
 def load_run(folder: Path) -> Run:
@@ -243,13 +314,15 @@ def load_run(folder: Path) -> Run:
     Raises MissingEvidence for a configuration, and polars errors for a timeline, that cannot be read.
     """
     second = folder / SECOND_SNAPSHOT
+    config = load_config(folder)
     return Run(
-        config=load_config(folder),
+        config=config,
         recording=history.load(folder),
         timeline_rows=timeline.load_timeline(folder),
         series_rows=timeline.load_series(folder),
-        first=Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT),
-        second=Snapshot(SECOND_SNAPSHOT, second) if second.exists() else None,
+        first=Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT, evidence=config.evidence),
+        second=Snapshot(SECOND_SNAPSHOT, second, evidence=config.evidence) if second.exists() else None,
+        folder=folder,
     )
 
 

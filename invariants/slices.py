@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from invariants import history, timeline
-from invariants.anomalies import event_screen
+from invariants.anomalies import event_screen, keys, refusals, validity
 from invariants.anomalies.event_screen import Screen
 from invariants.fates import MATCH_OPS
 from invariants.history import LoadReport
@@ -57,6 +57,8 @@ class Slices:
     matches: dict[str, Spool]
     match_commands: pl.DataFrame
     """History records of the commands on matches."""
+    arrived: pl.DataFrame
+    """bet_id of the orders that a cancel of any wallet still waits for."""
     screen: Screen
     servers: tuple[frozenset[str], frozenset[str]]
     small: dict[str, pl.DataFrame] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class Slices:
             first = {name: self.wallets[f"first/{name}"].take(number) for name in OF_WALLET_FIRST}
         run = self._run(self.wallets["history"].take(number), tables, first)
         run.scratch[event_screen.TOLD] = self.wallets["outbox"].take(number)
+        run.scratch[keys.ARRIVED] = self.arrived
+        run.scratch[refusals.COMMANDS] = history.attempts(self.match_commands)
         return run
 
     def match_slice(self, number: int) -> Run:
@@ -92,12 +96,12 @@ class Slices:
         small_first = {name: whole.first.table(name) for name in SMALL if first}
         if mine is not None:
             small |= {name: small[name].filter(mine) for name in SMALL if name != "routes"}
-        second = None
+        second, evidence = None, whole.config.evidence
         if whole.second is not None:
-            second = Snapshot(SECOND_SNAPSHOT, None, tables | small, self.servers[1])
-            begun = Snapshot(FIRST_SNAPSHOT, None, first | small_first, self.servers[0])
+            second = Snapshot(SECOND_SNAPSHOT, None, tables | small, self.servers[1], evidence=evidence)
+            begun = Snapshot(FIRST_SNAPSHOT, None, first | small_first, self.servers[0], evidence=evidence)
         else:
-            begun = Snapshot(FIRST_SNAPSHOT, None, tables | small, self.servers[0])
+            begun = Snapshot(FIRST_SNAPSHOT, None, tables | small, self.servers[0], evidence=evidence)
         return Run(
             config=whole.config,
             recording=LoadReport(frame=records),
@@ -114,7 +118,7 @@ def rows_recorded(folder: Path) -> int:
     if not manifest.exists():
         return 0
     rows = 0
-    for line in manifest.read_text(encoding="utf-8").splitlines():
+    for line in manifest.read_bytes().splitlines():
         try:
             entry = msgspec.json.decode(line, type=dict[str, object])
         except msgspec.DecodeError:
@@ -131,13 +135,15 @@ def cut(folder: Path, place: Path, count: int | None = None) -> Slices:
     OSError where the slices cannot be written.
     """
     second = folder / SECOND_SNAPSHOT
+    config = load_config(folder)
     whole = Run(
-        config=load_config(folder),
+        config=config,
         recording=LoadReport(frame=pl.DataFrame(schema=history.SCHEMA)),
         timeline_rows=timeline.load_timeline(folder),
         series_rows=timeline.load_series(folder),
-        first=Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT),
-        second=Snapshot(SECOND_SNAPSHOT, second) if second.exists() else None,
+        first=Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT, evidence=config.evidence),
+        second=Snapshot(SECOND_SNAPSHOT, second, evidence=config.evidence) if second.exists() else None,
+        folder=folder,
     )
     final = whole.final
     if count is None:
@@ -179,11 +185,13 @@ def cut(folder: Path, place: Path, count: int | None = None) -> Slices:
         tasks += [cutters.submit(cut_table, name) for name in tables]
         if whole.second is not None:
             tasks += [cutters.submit(cut_first, name) for name in OF_WALLET_FIRST]
-        whole.recording, commands = told.result()
+        whole.recording, commands, whole.scratch[validity.NUMBERS] = told.result()
         for task in tasks:
             task.result()
     servers = (whole.first.servers_read(), final.servers_read())
-    return Slices(whole, count, wallets, matches, commands, screen, servers)
+    waiting = final.scan("cancels").filter("waiting").select("bet_id").unique()
+    arrived = final.scan("orders").select("bet_id").join(waiting, on="bet_id", how="semi").unique().collect()
+    return Slices(whole, count, wallets, matches, commands, arrived, screen, servers)
 
 
 def _batches(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
@@ -204,8 +212,11 @@ def _bucket_of_match(count: int) -> pl.Expr:
     return (pl.col("match_id").fill_null("").hash() % count).cast(pl.Int64)
 
 
-def _cut_history(folder: Path, spool: Spool, count: int) -> tuple[LoadReport, pl.DataFrame]:
-    """Cut the history by wallet and return what is wrong with it, and the records of commands on matches."""
+def _cut_history(folder: Path, spool: Spool, count: int) -> tuple[LoadReport, pl.DataFrame, pl.DataFrame]:
+    """Cut the history by wallet; return what is wrong with it, the records of commands on matches, and the numbers.
+
+    These are those of the invoke records: attempt, in order.
+    """
     owners = np.full(1024, -1, dtype=np.int32)
     commands: list[pl.DataFrame] = []
     waiting: list[pl.DataFrame] = []
@@ -246,7 +257,8 @@ def _cut_history(folder: Path, spool: Spool, count: int) -> tuple[LoadReport, pl
 
     report = history.load_parts(folder, take)
     write()
-    return report, pl.concat(commands) if commands else pl.DataFrame(schema=history.SCHEMA)
+    numbers = pl.DataFrame({"attempt": np.flatnonzero(owners >= 0)}, schema={"attempt": pl.Int64})
+    return report, pl.concat(commands) if commands else pl.DataFrame(schema=history.SCHEMA), numbers
 
 
 _MOST_ATTEMPTS: Final = 2_000_000_000

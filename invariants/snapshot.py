@@ -31,6 +31,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "balance_snapshot": _INT,
         "idempotent_key": _STR,
         "created_at": _TIME,
+        "xact": _INT,
     },
     "bets": {
         "server": _STR,
@@ -52,6 +53,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "user_id": _INT,
         "idempotent_key": _STR,
         "outcome": _STR,
+        "created_at": _TIME,
     },
     "outbox": {
         "server": _STR,
@@ -65,6 +67,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "amount": _INT,
         "balance": _INT,
         "published_to_kafka": _BOOL,
+        "created_at": _TIME,
     },
     "kafka": {
         "topic": _STR,
@@ -78,6 +81,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "amount": _INT,
         "balance": _INT,
         "payload": _STR,
+        "timestamp": _TIME,
     },
     "projection": {"server": _STR, "shard": _INT, "user_id": _INT, "balance": _INT, "seq": _INT},
     "redis": {"user_id": _INT, "balance": _INT, "seq": _INT},
@@ -88,6 +92,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "settlement_version": _INT,
         "result": _STR,
         "closes_at": _TIME,
+        "outcomes": _STR,
     },
     "transitions": {
         "server": _STR,
@@ -135,7 +140,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "winnings": _INT,
         "filled_at": _TIME,
     },
-    "routes": {"server": _STR, "shard": _INT, "server_name": _STR, "epoch": _INT, "here": _BOOL},
+    "routes": {"server": _STR, "shard": _INT, "server_name": _STR, "epoch": _INT, "here": _BOOL, "changed_at": _TIME},
     "cancels": {
         "server": _STR,
         "user_id": _INT,
@@ -155,8 +160,41 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "result": _STR,
         "state": _STR,
     },
+    "reconciliations": {
+        "server": _STR,
+        "run_id": _STR,
+        "kind": _STR,
+        "requested_by": _STR,
+        "state": _STR,
+        "started_at": _TIME,
+        "finished_at": _TIME,
+        "code": _STR,
+        "user_id": _INT,
+        "seq": _INT,
+        "expected": _STR,
+        "found": _STR,
+    },
 }
-"""The columns the checker reads of every table; a snapshot may hold more."""
+"""The columns the checker reads of every table; a snapshot may hold more.
+
+`ledger.xact` is the id of the database transaction that wrote the row on this server. `reconciliations` has a
+row for each finding of each pass of the service's own reconciler, and one without a code for a pass without any."""
+
+EVIDENCE: Final = 2
+"""The evidence that runs record now; a run says which it was recorded with (config.json), 1 if it does not."""
+
+ADDED_COLUMNS: Final[dict[str, frozenset[str]]] = {
+    "ledger": frozenset({"xact"}),
+    "refusals": frozenset({"created_at"}),
+    "outbox": frozenset({"created_at"}),
+    "kafka": frozenset({"timestamp"}),
+    "matches": frozenset({"outcomes"}),
+    "routes": frozenset({"changed_at"}),
+}
+"""Columns that snapshots of evidence 1 need not have; they read as null there."""
+
+ADDED_TABLES: Final = frozenset({"reconciliations"})
+"""Tables that snapshots of evidence 1 need not have."""
 
 SERVERS_READ: Final = "servers.json"
 """Optional file of a snapshot: a JSON list of the servers that were read. It lets the checker tell a server
@@ -165,6 +203,10 @@ without rows from a server nobody asked."""
 
 class MissingEvidence(Exception):
     """A check needs a table or column that the snapshot does not hold; the message names it."""
+
+
+class NotRecorded(MissingEvidence):
+    """A check needs what was not recorded yet when the run was made: it is too old for this code, and not damaged."""
 
 
 class Snapshot:
@@ -176,19 +218,26 @@ class Snapshot:
         folder: Path | None,
         frames: Mapping[str, pl.DataFrame] | None = None,
         servers: frozenset[str] | None = None,
+        *,
+        evidence: int = 1,
     ) -> None:
         """Read from `folder` on demand, or from `frames` where those are given.
 
-        `servers` are those that were read, for frames that are only a part of a snapshot.
+        `servers` are those that were read, for frames that are only a part of a snapshot. `evidence` says what must be
+        there: of 1 only what was recorded from the first.
         """
         self.name = name
         self._servers = servers
+        self._evidence = evidence
         self._folder = folder
         self._raw: dict[str, pl.DataFrame] = dict(frames or {})
         self._tables: dict[str, pl.DataFrame] = {}
 
     def table(self, name: str) -> pl.DataFrame:
-        """Return one table. Raises MissingEvidence when it is absent, unreadable or lacks a column."""
+        """Return one table. Raises MissingEvidence when it is absent, unreadable or lacks a column.
+
+        NotRecorded, when the run is older than the table; columns that it is older than are null.
+        """
         if name not in self._tables:
             self._tables[name] = self._shaped(name, self._read(name))
         return self._tables[name]
@@ -196,24 +245,27 @@ class Snapshot:
     def scan(self, name: str) -> pl.LazyFrame:
         """Return one table in the form of `table`, read only when and as far as it is needed.
 
-        Raises MissingEvidence when the table is absent, its file has no readable end or it lacks a column.
+        Raises as `table` does when the table is absent, its file has no readable end or it lacks a column.
         """
-        if self._folder is None or name in self._raw or name in self._tables:
+        source = self.raw(name)
+        if not isinstance(source, Path) or name in self._tables:
             return self.table(name).lazy()
-        path = self._folder / f"{name}.parquet"
-        if not path.exists():
-            raise MissingEvidence(f"{self.name} has no table {name}")
+        schema = TABLES[name]
         try:
-            frame = pl.scan_parquet(path)
+            frame = pl.scan_parquet(source)
             columns = frame.collect_schema()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
         if not columns:
-            return pl.DataFrame(schema=TABLES[name]).lazy()
-        if any(columns.get(column) != kind for column, kind in TABLES[name].items()):
+            return pl.DataFrame(schema=schema).lazy()
+        if self._evidence < EVIDENCE:
+            later = ADDED_COLUMNS.get(name, frozenset()) - set(columns)
+            frame = frame.with_columns(pl.lit(None, dtype=schema[column]).alias(column) for column in sorted(later))
+            columns = frame.collect_schema()
+        if any(columns.get(column) != kind for column, kind in schema.items()):
             # Whether another type fits is decided by its values.
             return self.table(name).lazy()
-        return frame.select(*TABLES[name])
+        return frame.select(*schema)
 
     def column(self, table: str, name: str) -> pl.Series:
         """Return one column of a table. Raises MissingEvidence."""
@@ -222,18 +274,44 @@ class Snapshot:
         except (OSError, pl.exceptions.PolarsError) as error:
             raise MissingEvidence(f"{self.name} table {table} cannot be read: {error}") from error
 
-    def missing(self) -> list[str]:
-        """Return one sentence for every table that is not there in the form of `TABLES`.
+    def raw(self, name: str) -> Path | pl.DataFrame | None:
+        """Return where one table is, unread and unchecked: its file, its frame, or None without either."""
+        if name in self._raw:
+            return self._raw[name]
+        path = self._folder / f"{name}.parquet" if self._folder is not None else None
+        return path if path is not None and path.exists() else None
 
-        Of a table on disk this reads the end of the file, which says its columns, and not its rows.
+    def missing(self, *, rows: bool = True) -> list[str]:
+        """Return one sentence for every table that cannot be read as `TABLES` says.
+
+        Without `rows` only the end of each file is read, which says its columns.
         """
         found: list[str] = []
         for name in TABLES:
             try:
-                self.scan(name)
+                if rows:
+                    self.table(name)
+                else:
+                    self.scan(name)
+            except NotRecorded:
+                continue
             except MissingEvidence as error:
                 found.append(str(error))
         return found
+
+    def lacking(self) -> frozenset[str]:
+        """Return what the run is older than, as `table` or `table.column`; damaged tables are not looked at."""
+        found: set[str] = set()
+        for name in {*ADDED_COLUMNS, *ADDED_TABLES}:
+            try:
+                there = self._columns(name)
+            except NotRecorded:
+                found.add(name)
+            except MissingEvidence:
+                continue
+            else:
+                found |= {f"{name}.{column}" for column in ADDED_COLUMNS.get(name, ()) if there and column not in there}
+        return frozenset(found)
 
     @property
     def lists_servers(self) -> bool:
@@ -251,18 +329,29 @@ class Snapshot:
             return frozenset(msgspec.json.decode(listed, type=list[str]))
         seen: set[str] = set()
         for name, columns in TABLES.items():
-            if "server" in columns:
+            if "server" in columns and name not in ADDED_TABLES:
                 seen.update(self.column(name, "server").drop_nulls().unique().to_list())
         return frozenset(seen)
 
-    def _read(self, name: str) -> pl.DataFrame:
-        if name in self._raw:
-            return self._raw[name]
-        path = self._folder / f"{name}.parquet" if self._folder is not None else None
-        if path is None or not path.exists():
-            raise MissingEvidence(f"{self.name} has no table {name}")
+    def _columns(self, name: str) -> list[str]:
+        source = self.raw(name)
+        if not isinstance(source, Path):
+            return self._read(name).columns
         try:
-            return pl.read_parquet(path)
+            return pl.scan_parquet(source).collect_schema().names()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
+
+    def _read(self, name: str) -> pl.DataFrame:
+        source = self.raw(name)
+        if source is None:
+            if name in ADDED_TABLES and self._evidence < EVIDENCE:
+                raise NotRecorded(f"{self.name} has no table {name}: the run is older than it")
+            raise MissingEvidence(f"{self.name} has no table {name}")
+        if isinstance(source, pl.DataFrame):
+            return source
+        try:
+            return pl.read_parquet(source)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
 
@@ -271,6 +360,10 @@ class Snapshot:
         if frame.is_empty() and not frame.columns:
             return pl.DataFrame(schema=schema)
         absent = [column for column in schema if column not in frame.columns]
+        if self._evidence < EVIDENCE:
+            later = [column for column in absent if column in ADDED_COLUMNS.get(name, ())]
+            frame = frame.with_columns(pl.lit(None, dtype=schema[column]).alias(column) for column in later)
+            absent = [column for column in absent if column not in later]
         if absent:
             raise MissingEvidence(f"{self.name} table {name} lacks the columns {', '.join(absent)}")
         try:

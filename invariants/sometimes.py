@@ -1,10 +1,11 @@
 """What a campaign must have shown at least once, counted from evidence in the run itself.
 
-A run in which nothing ever raced or broke proves little. Names without a way to see them in this version
-(failover, a rebalance seen by a consumer, a lost cache fill) are not counted rather than guessed.
+A run in which nothing ever raced or broke proves little. Most are counted from the history and the snapshots; what only
+a process of the service can see (a cache fill that lost, an event that came again) from its own counters, sampled about
+once a second, so that a process killed in between may have seen more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import polars as pl
@@ -12,10 +13,17 @@ import polars as pl
 from invariants.fates import OTHER_BODY_STATUS, Resolution
 from invariants.history import FINAL_RETRY, HUNG_UP
 from invariants.run import Run
+from reference.commands import TOPIC_OF, EventType
 from reference.routing import SHARDS
 
 BIG_BACKLOG: Final = 10_000
 """Events not yet published, or not yet consumed, that count as a big backlog."""
+
+CONSUMED: Final = {
+    "matcher": (TOPIC_OF[EventType.BET_CREATED],),
+    "projector": (TOPIC_OF[EventType.BET_CREATED], TOPIC_OF[EventType.ENTRY_POSTED]),
+}
+"""What the consumers read that say how many events came again; by the name of their processes without its number."""
 
 _KEY: Final = ["family", "user", "key"]
 
@@ -108,6 +116,15 @@ def _killed_between(run: Run) -> int:
         )
         total += hit.select("user", "key").unique().height
     return total
+
+
+REPEATED: Final = "records sent again"
+"""Where a large run keeps what its slices found: topic and timestamp of the records that repeat an event."""
+
+
+def repeated_records(run: Run) -> pl.DataFrame:
+    """Return topic and timestamp of the Kafka records that repeat an earlier event id; those of slices add."""
+    return _raw_duplicates(run).select("topic", "timestamp")
 
 
 def _raw_duplicates(run: Run) -> pl.DataFrame:
@@ -211,6 +228,74 @@ def _faults_overlapped(run: Run) -> int:
     return rows.filter(pl.col("start") < earlier).height
 
 
+def _failover(run: Run) -> int:
+    """Count members that became primary of a server after another one was, by the timeline (kind `primary`).
+
+    Only runs with a standby have such rows.
+    """
+    rows = run.timeline.filter(pl.col("kind") == "primary").with_columns(
+        pl.col("detail").str.json_decode(pl.Struct({"member": pl.String(), "term": pl.Int64()})).alias("member_of")
+    )
+    rows = rows.unnest("member_of").sort("node", "term", "t")
+    other = (pl.col("node") == pl.col("node").shift(1)) & (pl.col("member") != pl.col("member").shift(1))
+    return rows.filter(other).height
+
+
+def _fill_lost(run: Run) -> int:
+    """Count balances that a read wanted to put into the cache and that lost to newer ones there."""
+    samples = run.series.filter(
+        (pl.col("name") == "cache_fills_lost_total") & pl.col("node").str.starts_with("api")
+    ).sort("node", "t")
+    same = pl.col("node") == pl.col("node").shift(1)
+    step = pl.col("value") - pl.when(same).then(pl.col("value").shift(1)).otherwise(0)
+    # A counter that falls belongs to a process that was started again.
+    grown = samples.select(pl.when(step >= 0).then(step).otherwise(pl.col("value")).sum()).item()
+    return int(grown or 0)
+
+
+def _came_again(run: Run) -> int:
+    """Count events that a consumer got again, as it says itself, after it was started again or rebalanced.
+
+    Records that are in Kafka twice come again without a rebalance: as many as were sent since then to a topic that this
+    consumer reads do not count.
+    """
+    samples = run.series.filter(pl.col("name").is_in(["events_repeated_total", "kafka_assignments_total"]))
+    killed = (pl.col("kind") == "fault_start") & (pl.col("fault") == "kill")
+    died = run.timeline.filter((pl.col("kind") == "process_death") | killed).group_by("node")
+    rows = samples.join(died.agg(pl.col("t").max().alias("died")), on="node", how="left")
+    # What a process that was started again has counted, it has counted since.
+    rows = rows.filter(pl.col("died").is_null() | (pl.col("t") > pl.col("died")))
+    again = pl.col("name") == "events_repeated_total"
+    assigned = rows.filter(~again & (pl.col("value") >= 2)).group_by("node").agg(pl.col("t").min().alias("rebalanced"))
+    counted = rows.filter(again).join(assigned, on="node", how="left").sort("node", "t")
+    before = pl.col("value").filter(pl.col("t") < pl.col("rebalanced")).last().fill_null(0)
+    totals = counted.group_by("node").agg(
+        pl.col("value").last().alias("all"),
+        (pl.col("value").last() - before).alias("since"),
+        pl.col("died").first(),
+        pl.col("rebalanced").first(),
+    )
+    began = totals.with_columns(
+        pl.when(pl.col("died").is_not_null()).then(pl.col("all")).otherwise(pl.col("since")).alias("came"),
+        pl.coalesce("died", "rebalanced").alias("began"),
+    ).drop_nulls("began")
+    total = 0
+    for node, came, began_s in began.select("node", "came", "began").iter_rows():
+        total += max(0, int(came) - _sent_twice_since(run, str(node), float(began_s)))
+    return total
+
+
+def _sent_twice_since(run: Run, node: str, began_s: float) -> int:
+    """Count the records that repeat an event on the topics of a consumer's process, sent since a moment (seconds)."""
+    topics = CONSUMED.get(node.rstrip("0123456789"), tuple(TOPIC_OF.values()))
+    known = run.scratch.get(REPEATED)
+    repeated = (repeated_records(run) if known is None else known).filter(pl.col("topic").is_in(topics))
+    if run.config.origin_unix is None:
+        return repeated.height
+    since = run.config.origin_unix + began_s - run.clock_slack_s
+    return repeated.filter((pl.col("timestamp") >= since).fill_null(True)).height
+
+
 COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
     "an info resolved as applied": _info_applied,
     "an info resolved as not applied": _info_not_applied,
@@ -219,9 +304,12 @@ COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
     "same key with another body refused": _other_body_refused,
     "commit succeeded and the answer was lost": _commit_answer_lost,
     "server killed between commit and answer": _killed_between,
+    "failover promoted the standby": _failover,
     "relay died between send and mark": _relay_died_between,
+    "a consumer got an event again after a rebalance": _came_again,
     "projection dropped a duplicate": _projection_dropped,
     "a stale read was flagged": _stale_flagged,
+    "a cache fill lost to a newer one": _fill_lost,
     "funds refused under contention": _refused_under_contention,
     "settle and void raced": _settle_raced_void,
     "a settled match was settled again": _corrected,
@@ -235,6 +323,9 @@ COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
 
 OF_THE_RUN: Final = frozenset(
     {
+        "failover promoted the standby",
+        "a consumer got an event again after a rebalance",
+        "a cache fill lost to a newer one",
         "a settled match was settled again",
         "backlog over 10000 then drained",
         "two faults overlapped",
@@ -244,3 +335,9 @@ OF_THE_RUN: Final = frozenset(
 """Counted once for the whole run; the others are sums over its wallets."""
 OF_MATCHES: Final = frozenset({"a bet arrived while its match closed"})
 """Sums over the matches of the run."""
+
+
+def never(counts: Iterable[Mapping[str, int]], required: Iterable[str] = tuple(COUNTERS)) -> list[str]:
+    """Return what of `required` none of a campaign's runs showed; `counts` are those of each run."""
+    shown = {name for run in counts for name, times in run.items() if times}
+    return [name for name in required if name not in shown]

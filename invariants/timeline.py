@@ -42,8 +42,17 @@ KINDS: Final = frozenset(
         "process_start",
         "process_death",
         "note",
+        "drift_planted",
+        "drift_measured",
+        "drift_repaired",
+        "primary",
+        "primary_write",
     }
 )
+"""What a row can be. Of a drift that the run plants, `detail` is JSON (`Run.drifts`). `primary`: `node`, a server of
+the service, has from `t` on the primary that `detail` names, JSON `{"member": "pg0b", "term": 2}`; `primary_write`: a
+member was seen to commit under a term, JSON `{"member": …, "term": …, "user": …, "seq": …}`, the last two if known."""
+
 PHASES: Final = ("seed", "before", "fault", "recovery", "after", "drain", "resolve", "check")
 
 

@@ -5,6 +5,7 @@
 anything left behind).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +15,13 @@ import polars as pl
 
 from invariants import history
 from invariants.anomalies import CHECKS
-from invariants.files import publish
+from invariants.files import fingerprint, publish
 from invariants.history import FINAL_RETRY
 from invariants.large import judge_folder
 from invariants.run import final_snapshot
 from invariants.snapshot import MissingEvidence
 from invariants.timeline import load_series, load_timeline
-from invariants.verdict import Judgement, Verdict, worst
+from invariants.verdict import Judged, Judgement, Verdict, worst
 from ledgerproof import __version__, sla
 from ledgerproof.options import NotARun
 from ledgerproof.sla import FaultRecord, Window
@@ -58,9 +59,19 @@ class ReconciliationFacts(msgspec.Struct):
     """Passes of the whole run, on all servers, the full one after the drain among them."""
     findings: dict[str, int] = {}
     """Stored findings of all passes, by code."""
+    planted: int = 0
+    """Findings that follow from the drift which the run itself planted; they are in none of the others."""
     examples: list[str] = []
     problems: list[str] = []
     """Why the full pass after the drain did not see everything."""
+
+
+class PlanFacts(msgspec.Struct):
+    """What a run of a plan is held to, and what it did not do as planned."""
+
+    title: str
+    waived: list[str] = []
+    """Codes that this plan is not held to: what only a campaign can show."""
 
 
 class HarnessFacts(msgspec.Struct):
@@ -91,8 +102,12 @@ class HarnessFacts(msgspec.Struct):
     sizes: dict[str, int] = {}
     timings: dict[str, float] = {}
     residue: list[str] = []
+    plan: PlanFacts | None = None
+    """None: the run offered a load. A plan offers none, so it has no rate to hold and no service level to meet."""
     reconciliation: ReconciliationFacts | None = None
     """None: the reconciler was not asked, because the run ended before."""
+    live_audit: dict[str, Any] | None = None
+    """What the live auditor said (`ledgerproof.live`); None: it was not asked."""
 
 
 @dataclass
@@ -180,30 +195,47 @@ def saturation(measured: Measured, facts: HarnessFacts) -> str | None:
     return None
 
 
-def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
-    """Judge a run folder and return its verdict in the form of verdict.json."""
-    measured = measure(folder, facts)
-    parts = [Verdict[name] for name in facts.parts]
+def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = None) -> dict[str, Any]:
+    """Judge a run folder and return its verdict in the form of verdict.json.
+
+    `judges` are those asked besides the columns (names of `invariants.judges.JUDGES`); None: all.
+    Damaged evidence makes the run INVALID, with the reason; NotARun if the facts name a verdict there is not.
+    """
     reasons = list(facts.reasons)
+    try:
+        parts = [Verdict[name] for name in facts.parts]
+    except KeyError as error:
+        raise NotARun(f"{folder / HARNESS_FILE} names the verdict {error}, which there is not") from error
+    measured: Measured | None = None
+    try:
+        measured = measure(folder, facts)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        parts.append(Verdict.INVALID)
+        reasons.append(f"the recording of the run cannot be read: {error}")
     if not facts.finished:
         parts.append(Verdict.ABORTED)
         reasons.append("the harness ended before the run did: killed, or the machine went down")
     judgement: Judgement | None = None
     if measured is not None and Verdict.ABORTED not in parts:
         try:
-            judgement = judge_folder(folder)
+            waived = facts.plan.waived if facts.plan is not None else []
+            checks = {code: check for code, check in CHECKS.items() if code not in waived} if waived else None
+            judgement = judge_folder(folder, checks=checks, judges=judges)
         except (MissingEvidence, pl.exceptions.PolarsError) as error:
             parts.append(Verdict.INVALID)
             reasons.append(f"the run cannot be judged: {error}")
         else:
             _add_judgement(judgement, facts, parts, reasons)
-        if problem := saturation(measured, facts):
+        if facts.plan is None and (problem := saturation(measured, facts)):
             parts.append(Verdict.INVALID)
             reasons.append(problem)
     if facts.reconciliation is not None:
         _add_reconciliation(facts.reconciliation, judgement, parts, reasons)
+    if facts.live_audit is not None:
+        _add_live_audit(facts.live_audit, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
-    table = _service_levels(measured, judgement, folder, facts) if measured and Verdict.ABORTED not in parts else []
+    levels = measured is not None and facts.plan is None and Verdict.ABORTED not in parts
+    table = _service_levels(measured, judgement, folder, facts) if measured and levels else []
     missed = [row["metric"] for row in table if row["met"] is False]
     if missed:
         parts.append(Verdict.SLA_MISSED)
@@ -224,6 +256,7 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "commit": facts.commit,
         "version": facts.version,
         "judged_by": __version__,
+        "checker": fingerprint(),
         "machine": facts.machine,
         "started_at": facts.started_at,
         "origin_unix": facts.origin_unix,
@@ -234,16 +267,21 @@ def assess(folder: Path, facts: HarnessFacts) -> dict[str, Any]:
         "reasons": reasons,
         "anomalies": judgement.anomalies if judgement else {},
         "unchecked": judgement.unchecked if judgement else {},
+        "undecided": judgement.undecided if judgement else {},
         "witnesses": msgspec.to_builtins(judgement.witnesses) if judgement else [],
         "unresolved": judgement.unresolved if judgement else None,
         "sometimes": judgement.sometimes if judgement else {},
         "raw_duplicates": judgement.raw_duplicates if judgement else None,
+        "judges": [_judged(judged) for judged in judgement.judges] if judgement else [],
+        "disagreements": msgspec.to_builtins(judgement.disagreements) if judgement else [],
         "faults": [_fault(fault) for fault in measured.faults] if measured else [],
         "shard_moves": facts.shard_moves,
         "sla": table,
         "operations": sla.operations(measured.attempts) if measured else [],
+        "plan": msgspec.to_builtins(facts.plan),
         "generator": msgspec.to_builtins(facts.generator),
         "reconciliation": msgspec.to_builtins(facts.reconciliation),
+        "live_audit": facts.live_audit,
         "sizes": facts.sizes,
         "timings": {name: round(value, 2) for name, value in facts.timings.items()},
         "residue": facts.residue,
@@ -263,7 +301,7 @@ def _add_judgement(judgement: Judgement, facts: HarnessFacts, parts: list[Verdic
     ]
     if solid:
         parts.append(Verdict.INVARIANT_VIOLATED)
-    if any(judgement.anomalies.values()) or judgement.unchecked:
+    if judgement.reasons:
         parts.append(Verdict.INVALID)
         reasons.extend(f"{reason} (the service was not at rest)" for reason in judgement.reasons)
 
@@ -283,13 +321,29 @@ def _add_reconciliation(
         reasons.append(f"the reconciler could not see everything: {'; '.join(said.problems)}")
 
 
+def _add_live_audit(
+    said: dict[str, Any], judgement: Judgement | None, parts: list[Verdict], reasons: list[str]
+) -> None:
+    """Add what the live auditor says; what it alone finds may have been gone by the end, and is as red."""
+    if said["findings"]:
+        parts.append(Verdict.INVARIANT_VIOLATED)
+        agrees = judgement is not None and any(judgement.anomalies.get(code) for code in said["findings"])
+        codes = ", ".join(f"{code} {count} times" for code, count in sorted(said["findings"].items()))
+        reasons.append(f"the live auditor found {codes}" + ("" if agrees else ", and no check agrees with it"))
+        reasons.extend(f"live: {witness['code']}: {witness['text']}" for witness in said["witnesses"][:5])
+    blind = [*said["missed"], *(f"{store}: {why}" for store, why in said["unseen"].items())]
+    if blind:
+        parts.append(Verdict.INVALID)
+        reasons.append(f"the live auditor could not see everything: {'; '.join(blind)}")
+
+
 def _service_levels(
     measured: Measured, judgement: Judgement | None, folder: Path, facts: HarnessFacts
 ) -> list[dict[str, Any]]:
     reconciled, events = (0, 0), 0
     if judgement is not None:
-        final = final_snapshot(folder)
         try:
+            final = final_snapshot(folder)
             entries = final.scan("ledger").select("user_id", "seq", "amount").collect()
             reconciled = sla.reconciliation(entries, final.table("projection"))
             sent = final.scan("kafka").filter(pl.col("topic").is_in(sorted(set(TOPIC_OF.values()))))
@@ -308,6 +362,15 @@ def _service_levels(
         reconciled=reconciled,
         events=events,
     )
+
+
+def _judged(judged: Judged) -> dict[str, Any]:
+    return {
+        "name": judged.name,
+        "codes": judged.codes,
+        "seconds": None if judged.seconds is None else round(judged.seconds, 2),
+        "skipped": judged.skipped,
+    }
 
 
 def _fault(fault: FaultRecord) -> dict[str, Any]:

@@ -25,10 +25,18 @@ from compose.state import StackSpec, StackState, stacks_folder
 from ledgerproof import __version__
 from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
+from ledgerproof.campaign_command import campaign_command
+from ledgerproof.cells_command import cells_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
+from ledgerproof.explain_command import explain_command, run_folder, sometimes_command
+from ledgerproof.failpoints_command import failpoints_group
+from ledgerproof.judge_command import judge_command
+from ledgerproof.live.command import audit_command
+from ledgerproof.mutants.command import mutants_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
 from ledgerproof.output import check_writable, print_json, print_table
+from ledgerproof.plan_command import replay_plan_command
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
@@ -152,6 +160,12 @@ def cli() -> None:
     help="First of the stack's ports; free ones if left out.",
 )
 @click.option("--keep", is_flag=True, help="Leave the stack running for a look; `ledgerproof down` ends it.")
+@click.option(
+    "--audit/--no-audit",
+    default=DEFAULTS.audit,
+    show_default=True,
+    help="Run the live auditor beside the load; what it finds counts.",
+)
 def prove_command(
     *,
     duration_s: float,
@@ -163,6 +177,7 @@ def prove_command(
     json_path: str | None,
     base_port: int | None,
     keep: bool,
+    audit: bool,
 ) -> int:
     """Start a stack, load it, break it, let it recover, and check every entry it holds.
 
@@ -188,6 +203,7 @@ def prove_command(
         out=out,
         base_port=base_port,
         keep=keep,
+        audit=audit,
     )
     progress.say(f"ledgerproof {__version__}, seed {options.seed}")
     from ledgerproof.prove import prove  # noqa: PLC0415 - slow to import
@@ -218,11 +234,16 @@ def prove_command(
     default=None,
     help="First of the stack's ports; free ones if left out.",
 )
+@click.option(
+    "--failpoints", is_flag=True, help="Let `ledgerproof failpoints` make its processes fail at named points."
+)
 @json_flag
-def up_command(*, servers: int, apis: int, name: str | None, base_port: int | None, as_json: bool) -> int:
+def up_command(
+    *, servers: int, apis: int, name: str | None, base_port: int | None, failpoints: bool, as_json: bool
+) -> int:
     """Start a stack with the service and leave it running."""
     progress = Progress()
-    spec = StackSpec(servers=servers, apis=apis, base_port=base_port, keep=True)
+    spec = StackSpec(servers=servers, apis=apis, base_port=base_port, keep=True, failpoints=failpoints)
     title = f"Starting {servers} Postgres servers, Kafka, Redis and the service"
     with progress.step(title) as step:
         stack = Stack.start(spec, DEFAULT_ROOT, name, step.show)
@@ -372,7 +393,7 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
     from ledgerproof.assess import VERDICT_FILE  # noqa: PLC0415 - slow to import
     from reports.render import render  # noqa: PLC0415 - slow to import
 
-    folder = _run_folder(run)
+    folder = run_folder(run)
     with Progress().step(f"Rendering {folder}"):
         page = render(folder)
     try:
@@ -390,38 +411,76 @@ def report_command(*, run: Path | None, as_json: bool) -> int:
 @cli.command("check", epilog=EXIT_CODES)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--write", is_flag=True, help="Replace the folder's verdict.json and report.html by the new judgement.")
+@click.option(
+    "--judges",
+    "judges",
+    metavar="NAMES",
+    help="Judges that must agree, separated by commas: columns and any of sql and replay. All of them if left out.",
+)
 @json_flag
-def check_command(*, run: Path | None, write: bool, as_json: bool) -> int:
-    """Judge the stored run folder RUN (the newest run if left out) again, from its evidence alone."""
+def check_command(*, run: Path | None, write: bool, judges: str | None, as_json: bool) -> int:
+    """Judge the stored run folder RUN (the newest run if left out) again, from its evidence alone.
+
+    Says which version judged it before, and what is different now. Runs of older versions are judged by what they
+    hold; codes that they are too old for are named.
+    """
     from ledgerproof.assess import assess, read_facts, write_verdict  # noqa: PLC0415 - slow to import
+    from ledgerproof.rejudge import compare  # noqa: PLC0415 - slow to import
     from reports.render import render  # noqa: PLC0415 - slow to import
 
-    folder = _run_folder(run)
+    asked = None if judges is None else _other_judges(judges)
+    folder = run_folder(run)
     progress = Progress()
     with progress.step(f"Checking {folder}") as step:
-        verdict = assess(folder, read_facts(folder))
+        verdict = assess(folder, read_facts(folder), asked)
+        compared = compare(folder, verdict)
         step.detail = f"{len(verdict['anomalies'])} rules"
     if write:
         write_verdict(folder, verdict)
         render(folder)
     if as_json:
-        print_json(verdict)
+        print_json({**verdict, "compared": msgspec.to_builtins(compared)})
     else:
         print_summary(verdict, folder)
+        for line in compared.lines():
+            click.echo(f"  {line}")
     return int(verdict["exit_code"])
 
 
+def _other_judges(text: str) -> list[str]:
+    """Return the judges of a list of names besides the columns. Raises click.UsageError for names there are not."""
+    from invariants.judges import COLUMNS, JUDGES  # noqa: PLC0415 - slow to import
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name != COLUMNS and name not in JUDGES]
+    if unknown:
+        raise click.UsageError(f"no such judge: {', '.join(unknown)}; there are {', '.join([COLUMNS, *JUDGES])}")
+    if COLUMNS not in names:
+        raise click.UsageError(f"--judges must name {COLUMNS}: it gives the counts and witnesses")
+    return [name for name in names if name != COLUMNS]
+
+
+cli.add_command(judge_command)
 cli.add_command(sim_command)
+cli.add_command(explain_command)
+cli.add_command(sometimes_command)
 cli.add_command(shards_command)
 cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
+cli.add_command(audit_command)
 cli.add_command(bench_command)
+cli.add_command(campaign_command)
 cli.add_command(trace_command)
+cli.add_command(mutants_command)
 cli.add_command(dlq_group)
 cli.add_command(projection_group)
 cli.add_command(events_group)
 cli.add_command(synth_command)
 cli.add_command(bench_judge_command)
+cli.add_command(failpoints_group)
+cli.add_command(cells_command)
+replay_plan_command.epilog = EXIT_CODES
+cli.add_command(replay_plan_command)
 
 
 # -- output --------------------------------------------------------------------------------------------
@@ -445,6 +504,8 @@ def print_summary(verdict: dict[str, Any], folder: Path) -> None:
             f"{sum(verdict['anomalies'].values())} anomalies in {len(verdict['anomalies'])} checks, "
             f"{verdict['unresolved'] or 0} outcomes unresolved"
         )
+        for line in _judge_lines(verdict):
+            console.print(f"  {line}", markup=False)
         for fault in verdict["faults"]:
             console.print(f"  {_fault_line(fault)}", markup=False)
         for move in verdict.get("shard_moves", []):
@@ -469,6 +530,22 @@ def print_summary(verdict: dict[str, Any], folder: Path) -> None:
     console.print(f"report: {page if page.exists() else folder}", markup=False)
 
 
+def _judge_lines(verdict: dict[str, Any]) -> list[str]:
+    """Say who judged and whether they agreed, and who was not asked."""
+    asked = [judge for judge in verdict.get("judges", []) if judge["skipped"] is None]
+    lines = [
+        f"judge {judge['name']} not asked: {judge['skipped']}"
+        for judge in verdict.get("judges", [])
+        if judge["skipped"]
+    ]
+    if asked:
+        who = ", ".join(f"{judge['name']} ({len(judge['codes'])} codes)" for judge in asked)
+        differ = {item["code"] for item in verdict.get("disagreements", [])}
+        agreed = f"DISAGREE on {', '.join(sorted(differ))}" if differ else "agree" if len(asked) > 1 else "alone"
+        lines.insert(0, f"judges {agreed}: {who}")
+    return lines
+
+
 def _fault_line(fault: dict[str, Any]) -> str:
     what = f"{fault['kind']} {fault['target']}"
     start, end, recovered = fault["measured_start"], fault["measured_end"], fault["recovered_at"]
@@ -484,19 +561,6 @@ def _number(value: float | None, unit: str) -> str:
     digits = 4 if unit == "%" else 1
     text = f"{value:.{digits}f}" if value != int(value) else f"{value:.0f}"
     return f"{text} {unit}"
-
-
-def _run_folder(run: Path | None) -> Path:
-    """Return the run folder that was named, by path or by id, or the newest one."""
-    if run is None:
-        runs = sorted(path for path in RUNS_FOLDER.glob("*") if path.is_dir())
-        if not runs:
-            raise NotARun(f"there is no run in {RUNS_FOLDER}: start one with `ledgerproof prove`")
-        return runs[-1]
-    for folder in (run, RUNS_FOLDER / run):
-        if folder.is_dir():
-            return folder
-    raise NotARun(f"{run} is not a run folder: no such directory")
 
 
 # -- errors --------------------------------------------------------------------------------------------

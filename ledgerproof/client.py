@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from invariants.fates import LEDGER_OPS
 from invariants.history import Recorder
 from ledgerproof import workload
 from ledgerproof.grpc_wire import GrpcWire
@@ -53,6 +54,11 @@ class Answer(msgspec.Struct):
     bet_id: str | None = None
     source: str | None = None
     stale: bool | None = None
+    as_of_ms: int | None = None
+    page_rows: int | None = None
+    """Of a page of entries: how many came."""
+    page_cut: bool | None = None
+    """Of a page of entries: whether there are more."""
     state: str | None = None
     settled: bool | None = None
     settlement_version: int | None = None
@@ -72,7 +78,22 @@ class BulkItems(msgspec.Struct):
     results: list[BulkItem]
 
 
+class PageEntry(msgspec.Struct):
+    """What the client looks at of one entry."""
+
+    seq: int
+    balance_minor: int
+
+
+class EntriesPage(msgspec.Struct):
+    """A page of a wallet's entries."""
+
+    entries: list[PageEntry]
+    next_cursor: str | None = None
+
+
 _decode = msgspec.json.Decoder(Answer).decode
+_decode_page = msgspec.json.Decoder(EntriesPage).decode
 _decode_bulk = msgspec.json.Decoder(BulkItems).decode
 _NO_ANSWER = Answer()
 
@@ -106,62 +127,54 @@ def classify(status: int, not_admitted: bool) -> str:
     return "info"
 
 
+Identity = tuple[str, int | None, str]
+"""What a key identifies a command by: its family (`fates.LEDGER_OPS` are one), its wallet, and the key."""
+
+
+def identity_of(command: Command) -> Identity:
+    """Return the identity of a command with a key: a bet and the rollback of its key are two."""
+    return "ledger" if command.op in LEDGER_OPS else command.op, command.user, command.key or ""
+
+
 class _State:
     """What is known of an arrival's key."""
 
     NONE, IN_FLIGHT, STORED, UNKNOWN, FAILED = range(5)
 
 
-class Player:
-    """Plays a schedule over one connection pool per API process."""
+class Client:
+    """Sends commands over one connection pool per API process and records both ends of every attempt."""
 
     def __init__(
         self,
-        schedule: Schedule,
         wires: Sequence[Wire],
         recorder: Recorder,
         clock: Callable[[], float],
-        origin_unix_s: float,
         *,
         token: str = "",
         grpc_wires: Sequence[GrpcWire] = (),
     ) -> None:
-        self.schedule = schedule
         self.wires = wires
         self.recorder = recorder
         self.clock = clock
-        self.origin_unix_s = origin_unix_s
         self._token = token
         self.grpc_wires = grpc_wires
         """One per API process, or none: then everything goes over HTTP."""
         self._in_flight = [0] * len(wires)
         self.sent = 0
-        self.dropped = 0
-        self.skipped = 0
-        self.late = 0
-        self.due = 0
-        """Arrivals whose time has come, sent or not."""
         self.acknowledged_bets = 0
         self.refused = 0
         self.failed = 0
         self.unknown_count = 0
-        self.lags_s = array("d")
-        self.last_lag_s = 0.0
-        self.gave_up = False
-        self.unknown: dict[str, Command] = {}
-        """Commands with an unknown outcome by key, for the resolution at the end."""
+        self.unknown: dict[Identity, Command] = {}
+        """Commands with an unknown outcome, for the resolution at the end."""
         self.last_unknown_sent_s = 0.0
         """When the last request that stayed without an answer was sent."""
-        self._state = bytearray(len(schedule))
-        self._bet_ids: dict[int, str] = {}
         self._heads: dict[int, int] = {}
         """Newest seq each wallet's owner has seen."""
         self._attempts = 0
         self._free_clients: list[int] = []
         self._clients = 0
-        self._steps: dict[int, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
 
     @property
     def in_flight(self) -> int:
@@ -208,7 +221,8 @@ class Player:
             )
         body, key = command.body, command.key or ""
         request = get(command.path, self._token) if body is None else post(command.path, key, body, self._token)
-        return _result_of(await self.wires[api].exchange(request, timeout_s))
+        reply = await self.wires[api].exchange(request, timeout_s)
+        return _page_of(reply) if command.op == "entries" else _result_of(reply)
 
     def _invoke(self, command: Command, api: int, intended_s: float, tag: str | None) -> tuple[int, int, float]:
         """Record that an attempt begins; return its number, its client and when it began."""
@@ -233,6 +247,8 @@ class Player:
                 "odds": command.odds,
                 "amount": command.amount,
                 "min_seq": command.min_seq,
+                "strong": command.strong,
+                "after_seq": command.after_seq,
                 "intended": intended_s,
                 "t": sent_s,
                 "tag": tag or command.tag,
@@ -290,6 +306,9 @@ class Player:
                 "bet_id": answer.bet_id,
                 "source": answer.source,
                 "stale": answer.stale,
+                "as_of": None if answer.as_of_ms is None else answer.as_of_ms / 1000,
+                "page_rows": answer.page_rows,
+                "page_cut": answer.page_cut,
                 "error": result.error,
             }
         )
@@ -315,7 +334,84 @@ class Player:
             self.unknown_count += 1
             self.last_unknown_sent_s = max(self.last_unknown_sent_s, sent_s)
             if command.key is not None:
-                self.unknown[command.key] = command
+                # The first body of a key is the one it was meant for; a later one only asked whether it differs.
+                self.unknown.setdefault(identity_of(command), command)
+
+    def head_of(self, user: int) -> int | None:
+        """Return the newest seq that the owner of a wallet has seen."""
+        return self._heads.get(user)
+
+    async def state_of(self, match_id: str) -> Answer | None:
+        """Return what the service says of a match, or None while it cannot say. It is not recorded."""
+        for wire in self.wires:
+            try:
+                reply = await wire.exchange(get(f"/v1/matches/{match_id}", self._token))
+            except (NotSent, Lost):
+                continue
+            if reply.status == 200:
+                return _decode(reply.body)
+            if reply.status == 404:
+                return Answer(state="UNKNOWN")
+        return None
+
+    async def retry_unknown(self, identities: Iterable[Identity]) -> list[tuple[Command, Result]]:
+        """Send these commands once more under the same keys and return what was answered."""
+        commands = [self.unknown[identity] for identity in identities]
+        results: list[tuple[Command, Result]] = []
+
+        async def again(command: Command, number: int) -> None:
+            result = await self.attempt(command, number % len(self.wires), self.clock(), "final_retry")
+            results.append((command, result))
+
+        await self._each(again(command, number) for number, command in enumerate(commands))
+        return results
+
+    async def _each(self, coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Run many coroutines, SEED_CONCURRENCY at a time; the first error stops all."""
+        waiting = iter(coroutines)
+
+        async def worker() -> None:
+            for coroutine in waiting:
+                await coroutine
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(SEED_CONCURRENCY):
+                    group.create_task(worker())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+
+class Player(Client):
+    """Plays a schedule: a client whose commands were drawn beforehand and arrive whatever becomes of earlier ones."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        wires: Sequence[Wire],
+        recorder: Recorder,
+        clock: Callable[[], float],
+        origin_unix_s: float,
+        *,
+        token: str = "",
+        grpc_wires: Sequence[GrpcWire] = (),
+    ) -> None:
+        super().__init__(wires, recorder, clock, token=token, grpc_wires=grpc_wires)
+        self.schedule = schedule
+        self.origin_unix_s = origin_unix_s
+        self.dropped = 0
+        self.skipped = 0
+        self.late = 0
+        self.due = 0
+        """Arrivals whose time has come, sent or not."""
+        self.lags_s = array("d")
+        self.last_lag_s = 0.0
+        self.gave_up = False
+        self._state = bytearray(len(schedule))
+        self._bet_ids: dict[int, str] = {}
+        self._steps: dict[int, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
 
     # -- the open schedule -----------------------------------------------------------------------------
 
@@ -539,18 +635,8 @@ class Player:
             await self.attempt(workload.withdraw(user, held, key, "spender"), api, self.clock())
 
     async def match_state(self, match: int) -> Answer | None:
-        """Return what the service says of a match, or None while it cannot say. It is not recorded."""
-        path = f"/v1/matches/{self.schedule.matches[match].match_id}"
-        for wire in self.wires:
-            try:
-                reply = await wire.exchange(get(path, self._token))
-            except (NotSent, Lost):
-                continue
-            if reply.status == 200:
-                return _decode(reply.body)
-            if reply.status == 404:
-                return Answer(state="UNKNOWN")
-        return None
+        """Return what the service says of a match of the schedule, or None while it cannot say. Not recorded."""
+        return await self.state_of(str(self.schedule.matches[match].match_id))
 
     async def finish_matches(self, deadline_s: float) -> list[str]:
         """Close, settle (or void) and correct every match that is left; return the ids of those still unpaid then.
@@ -604,6 +690,10 @@ class Player:
             if answer is None or answer.state != "OPEN":
                 raise NotSeeded("a match could not be created while the run was being seeded")
 
+    async def open(self, command: Command) -> None:
+        """Do an opening deposit. Raises NotSeeded if it is not accepted."""
+        await self._seed_one(command, 0)
+
     async def _seed_one(self, command: Command, number: int) -> None:
         for _ in range(SEED_TRIES):
             result = await self.attempt(command, number % len(self.wires), self.clock())
@@ -616,33 +706,6 @@ class Player:
             f"the opening deposit of wallet {command.user} was not accepted: "
             f"{result.answer.outcome or result.error} (status {result.status})"
         )
-
-    async def retry_unknown(self, keys: Iterable[str]) -> list[tuple[Command, Result]]:
-        """Send the commands of these keys once more under the same keys and return what was answered."""
-        commands = [self.unknown[key] for key in keys]
-        results: list[tuple[Command, Result]] = []
-
-        async def again(command: Command, number: int) -> None:
-            result = await self.attempt(command, number % len(self.wires), self.clock(), "final_retry")
-            results.append((command, result))
-
-        await self._each(again(command, number) for number, command in enumerate(commands))
-        return results
-
-    async def _each(self, coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Run many coroutines, SEED_CONCURRENCY at a time; the first error stops all."""
-        waiting = iter(coroutines)
-
-        async def worker() -> None:
-            for coroutine in waiting:
-                await coroutine
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(SEED_CONCURRENCY):
-                    group.create_task(worker())
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
 
 
 def _correction_due(plan: MatchPlan, version: int | None) -> Kind | None:
@@ -665,6 +728,21 @@ def _result_of(reply: Reply) -> Result:
             return Result("info", reply.status, _NO_ANSWER, "the answer is not JSON of the agreed form")
         return Result(record, reply.status, _NO_ANSWER, "the answer has no readable body")
     return Result(record, reply.status, answer, None if record == "ok" else answer.title)
+
+
+def _page_of(reply: Reply) -> Result:
+    """Return what a page of entries says: its last entry, how many came, and whether there are more."""
+    result = _result_of(reply)
+    if result.record != "ok":
+        return result
+    try:
+        page = _decode_page(reply.body)
+    except msgspec.DecodeError:
+        return Result("info", reply.status, _NO_ANSWER, "the answer is not a page of entries")
+    answer = Answer(page_rows=len(page.entries), page_cut=page.next_cursor is not None)
+    if page.entries:
+        answer.seq, answer.balance_minor = page.entries[-1].seq, page.entries[-1].balance_minor
+    return Result("ok", reply.status, answer)
 
 
 def _results_of_bulk(body: bytes, count: int) -> list[Result]:

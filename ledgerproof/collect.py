@@ -69,6 +69,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "reference_id": _TEXT,
         "created_by": _TEXT,
         "created_at": _SECONDS,
+        "xact": _INT,
     },
     "bets": {
         "shard": _INT,
@@ -174,6 +175,7 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "server_name": _TEXT,
         "epoch": _INT,
         "here": _BOOL,
+        "changed_at": _SECONDS,
     },
     "cancels": {
         "user_id": _INT,
@@ -195,6 +197,21 @@ TABLES: Final[dict[str, dict[str, pl.DataType]]] = {
         "last_arrival": _INT,
         "started_at": _SECONDS,
         "finished_at": _SECONDS,
+    },
+    "reconciliations": {
+        "run_id": _TEXT,
+        "kind": _TEXT,
+        "requested_by": _TEXT,
+        "state": _TEXT,
+        "started_at": _SECONDS,
+        "finished_at": _SECONDS,
+        "code": _TEXT,
+        "user_id": _INT,
+        "seq": _INT,
+        "match_id": _TEXT,
+        "event_id": _TEXT,
+        "expected": _TEXT,
+        "found": _TEXT,
     },
 }
 """Columns of each table as `sql/audit.sql` selects them; a snapshot adds `server`."""

@@ -103,6 +103,7 @@ class EdgeBook:
             if found is not None and not edge.up and found.started_s is None:
                 # The question that was never answered may have been asked a moment before the fault.
                 found.started_s = at_s = max(at_s, found.requested_s)
+                found.started.set()
                 kind = "fault_start"
             elif found is not None and edge.up and found.started_s is not None and not found.ended.is_set():
                 if found.healing:
@@ -110,6 +111,7 @@ class EdgeBook:
                 else:
                     # It was only slow when it seemed down: neither a dead nor a stopped node answers.
                     found.started_s = None
+                    found.started.clear()
         if found is None or kind is None:
             self._unasked(edge, at_s)
             return
@@ -133,6 +135,12 @@ class EdgeBook:
             self._dead.add(edge.target)
             self._record("process_death", t=at_s, node=edge.target, detail=edge.reason)
 
+    def wait_started(self, planned: PlannedFault, timeout_s: float) -> bool:
+        """Return whether the beginning of the fault's effect was seen, waiting for it up to `timeout_s`."""
+        with self._lock:
+            found = self._open[planned.node]
+        return found.started.wait(timeout_s)
+
     def wait_ended(self, planned: PlannedFault, timeout_s: float) -> bool:
         """Return whether the end of the fault's effect was seen, waiting for it up to `timeout_s`."""
         with self._lock:
@@ -155,6 +163,7 @@ class _OpenFault:
     requested_s: float
     started_s: float | None = None
     healing: bool = False
+    started: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
 

@@ -44,13 +44,16 @@ def peak_bytes() -> int:
 
 
 def measure(folder: Path, slices: int | None = None) -> Cost:
-    """Judge the run in `folder` and return what that cost. Raises what `judge_folder` raises."""
+    """Judge the run in `folder` by the columns and return what that cost. Raises what `judge_folder` raises.
+
+    The other judges are not asked: what they cost is in decision 33.
+    """
     from invariants.large import Costs, judge_folder  # noqa: PLC0415 - not part of what is measured
     from invariants.slices import rows_recorded  # noqa: PLC0415
 
     costs = Costs()
     began, cpu_began = time.perf_counter(), time.process_time()
-    judgement = judge_folder(folder, slices, costs=costs)
+    judgement = judge_folder(folder, slices, costs=costs, judges=())
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     return Cost(
         rows=rows_recorded(folder),

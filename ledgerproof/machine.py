@@ -42,11 +42,15 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def commit(root: Path = ROOT) -> str:
-    """Return the commit of the source tree, "-dirty" added if it was changed, or "unknown" outside of git."""
+def commit(root: Path = ROOT, apart_from: Path | None = None) -> str:
+    """Return the commit of the source tree, "-dirty" added if it was changed, or "unknown" outside of git.
+
+    Changes of the file `apart_from` do not count.
+    """
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return f"{head}-dirty" if _git(root, "status", "--porcelain") else head
+        paths = [] if apart_from is None else ["--", ".", f":(exclude){os.path.relpath(apart_from.resolve(), root)}"]
+        return f"{head}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=all", *paths) else head
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -38,3 +38,5 @@ class Options:
     root: Path = DEFAULT_ROOT
     base_port: int | None = None
     keep: bool = False
+    audit: bool = False
+    """Whether the live auditor runs beside the load and its findings count."""

@@ -23,6 +23,11 @@ SCRAPE_TIMEOUT_S: Final = 0.5
 STOP_TIMEOUT_S: Final = 10.0
 
 _WANTED: Final = re.compile(rb"^(kafka_consumer_lag|outbox_unpublished)\{([^}]*)\} ([0-9.eE+-]+)$", re.MULTILINE)
+_COUNTED: Final = re.compile(
+    rb"^(cache_fills_lost_total|events_repeated_total|kafka_assignments_total)(?:\{[^}]*\})? ([0-9.eE+-]+)$",
+    re.MULTILINE,
+)
+"""Counters of one process; they begin anew with it, so they are kept by process."""
 _LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 _NODE_LABEL: Final = {"kafka_consumer_lag": "group", "outbox_unpublished": "server"}
 
@@ -70,8 +75,8 @@ class Sampler:
                 started = time.monotonic()
                 for name, read in list(self._gauges.items()):
                     self._series.add(name, read())
-                for port in self._ports.values():
-                    self._scrape(port)
+                for process, port in self._ports.items():
+                    self._scrape(process, port)
                 if started >= usage_due:
                     usage_due = started + USAGE_EVERY_S
                     self._measure_usage()
@@ -80,7 +85,7 @@ class Sampler:
             # The series could not be written: the run goes on, and says that its curves are incomplete.
             self.failure = error
 
-    def _scrape(self, port: int) -> None:
+    def _scrape(self, process: str, port: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SCRAPE_TIMEOUT_S)
         try:
             connection.request("GET", "/metrics")
@@ -94,6 +99,8 @@ class Sampler:
             self._series.add(name, value, node=node, t=now)
             if name == "kafka_consumer_lag":
                 self.latest_lag[node] = value
+        for name, value in parse_counters(text).items():
+            self._series.add(name, value, node=process, t=now)
 
     def _measure_usage(self) -> None:
         now = self._clock()
@@ -110,4 +117,12 @@ def parse_metrics(text: bytes) -> dict[tuple[str, str], float]:
         name = name_bytes.decode()
         node = dict(_LABEL.findall(labels.decode())).get(_NODE_LABEL[name], "")
         found[name, node] += float(value)
+    return dict(found)
+
+
+def parse_counters(text: bytes) -> dict[str, float]:
+    """Return the wanted counters of a Prometheus text by name, summed over their labels."""
+    found: dict[str, float] = defaultdict(float)
+    for name, value in _COUNTED.findall(text):
+        found[name.decode()] += float(value)
     return dict(found)

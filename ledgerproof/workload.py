@@ -177,6 +177,10 @@ class Command:
     odds: int | None = None
     amount: int | None = None
     min_seq: int | None = None
+    strong: bool | None = None
+    """Of a balance: whether it is asked of the ledger."""
+    after_seq: int | None = None
+    """Of a page of entries: behind which seq it is to begin."""
     tag: str | None = None
     payload_hash: str | None = field(default=None)
 
@@ -437,12 +441,13 @@ def balance(user: int, *, strong: bool, min_seq: int | None) -> Command:
     query = "consistency=strong" if strong else "consistency=eventual"
     if min_seq is not None:
         query += f"&min_seq={min_seq}"
-    return Command("balance", f"/v1/wallets/{user}/balance?{query}", user=user, min_seq=min_seq)
+    return Command("balance", f"/v1/wallets/{user}/balance?{query}", user=user, min_seq=min_seq, strong=strong)
 
 
 def entries(user: int, after_seq: int) -> Command:
     """Return a read of a page of one wallet's history."""
-    return Command("entries", f"/v1/wallets/{user}/entries?after_seq={after_seq}&limit=20", user=user)
+    path = f"/v1/wallets/{user}/entries?after_seq={after_seq}&limit=20"
+    return Command("entries", path, user=user, after_seq=after_seq)
 
 
 def popularity(wallets: int, exponent: float = POPULARITY_EXPONENT) -> Floats:

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from reference import failpoint_socket
 from reference.config import ConfigError, load_config
 from reference.errors import LedgerError
 from reference.service import configure_logging, end_process, run_process
@@ -43,6 +44,7 @@ def main() -> int:
             print(f"not installed: {error}", file=sys.stderr)
             return 1
         return 0
+    failpoint_socket.listen(config, arguments.name)
     # Only the process that is to run is imported, which keeps each one small.
     process = importlib.import_module(f"reference.{arguments.role}")
     own = {"grpc_port": arguments.grpc_port} if arguments.role == "api" else {}

@@ -31,6 +31,7 @@ from reference.config import ServiceConfig
 from reference.desk import MAX_CLOSES_AT_MS, Desk, within
 from reference.errors import InvalidCommand, LedgerError
 from reference.event_stream import EventStreams
+from reference.failpoints import hit_async
 from reference.openapi import document
 from reference.reads import (
     BETS,
@@ -194,7 +195,10 @@ class Api:
             if route.needs is not Needs.NOBODY:
                 user = parts[3] if route.needs is Needs.WALLET else ""
                 await admission.admit(route.needs, scope.headers.get("authorization"), user)
+            await hit_async("api.after_admit_before_handle")
             answer: web.Answer | None = await route.handle(scope, proto, parts)
+            if scope.method == "POST":
+                await hit_async("api.after_commit_before_ack")
         except Exception as error:  # noqa: BLE001 - the last resort of a server: answer, log, go on
             answer = web.failure(route.name, error)
         finally:

@@ -7,11 +7,13 @@ the projector keeps account of the moment up to which the read model is complete
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from reference import metrics
 from reference.cache import Balance, Cache
 from reference.errors import LedgerError, ShardNotHere
+from reference.failpoints import hit_async
 from reference.routing import shard_of
 from reference.store import Store
 
@@ -38,7 +40,7 @@ class BalanceReader:
         self._store = store
         self._cache = cache
         self._stale_after_ms = store.config.projection_stale_after_ms
-        self._fills: set[asyncio.Task[str | None]] = set()
+        self._fills: set[asyncio.Task[None]] = set()
         self._reads = {source: metrics.CACHE_READS.labels(source) for source in ("redis", "projection", "ledger")}
 
     async def read(self, user_id: int, *, min_seq: int = 0, strong: bool = False) -> Reading | None:
@@ -76,13 +78,18 @@ class BalanceReader:
             return reading
         found = Balance(user_id, row["balance"], row["seq"], row["updated_at_ms"])
         if cached.epoch is not None and len(self._fills) < FILLS_MAX:
-            fill = asyncio.create_task(self._cache.put(name, cached.epoch, [found], since))
+            fill = asyncio.create_task(self._fill(name, cached.epoch, found, since))
             self._fills.add(fill)
             fill.add_done_callback(self._fills.discard)
         projected = self._reading(found, "projection", row["complete_at_ms"] or 0, row["now_ms"], min_seq)
         if reading is not None and (reading.balance.seq, reading.as_of_ms) > (found.seq, projected.as_of_ms):
             return reading
         return projected
+
+    async def _fill(self, server: str, epoch: str, found: Balance, since: float) -> None:
+        with suppress(OSError):  # a fill that fails leaves the cache as it was
+            await hit_async("reads.before_fill")
+            await self._cache.put(server, epoch, [found], since)
 
     def _reading(self, found: Balance, source: str, complete_at_ms: int, now_ms: int, min_seq: int) -> Reading:
         # When its newest entry was written, nothing was missing from it.

@@ -31,6 +31,7 @@ from reference import metrics
 from reference.commands import BALANCE_TOPIC, DLQ_TOPIC, TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, NotPosted
+from reference.failpoints import hit, hit_async
 from reference.service import Fatal
 from reference.tracing import Tracing, is_sampled
 
@@ -186,6 +187,7 @@ class Publisher:
                 self._ended = self._ended or error.fatal() or error.code() == KafkaError._FATAL
                 metrics.KAFKA_PRODUCE_ERRORS.labels(message.topic()).inc()
 
+        hit("publisher.before_send")
         produce = self._producer.produce
         for index, (topic, key, value, headers) in enumerate(records):
             try:
@@ -195,6 +197,7 @@ class Publisher:
                 self.missing_topic = self.missing_topic or error.args[0].code() in _MISSING_TOPIC
                 self._ended = self._ended or error.args[0].code() in (KafkaError._FATAL, KafkaError._STATE)
                 metrics.KAFKA_PRODUCE_ERRORS.labels(topic).inc()
+        hit("publisher.after_send_before_ack")
         if not self._closing:
             try:
                 self._producer.flush(DELIVERY_TIMEOUT_MS / 1000 + 5)
@@ -375,6 +378,8 @@ class Consumer:
 
     def _begin(self, starts: Mapping[Place, int]) -> None:
         self.assignments += 1
+        hit("consumer.after_rebalance")
+        metrics.KAFKA_ASSIGNMENTS.labels(self.group).inc()
         for place, start in starts.items():
             self._partitions[place] = _Partition(next_offset=start, committed=start)
 
@@ -415,6 +420,7 @@ class Consumer:
         if now - self._committed_at > COMMIT_EVERY_S:
             self._committed_at = now
             await loop.run_in_executor(self._thread, self._send_commit, self._to_commit())
+            await hit_async("consumer.after_commit_before_poll")
         if now - self._reported_at > REPORT_EVERY_S:
             self._reported_at = now
             self._report_lag()
@@ -514,7 +520,9 @@ class Consumer:
                 await self._bury(messages[0], messages[0].unreadable or "")
                 self._done(number, lane, messages[:1])
                 return 0.0
+            await hit_async("consumer.before_effect")
             await self._handle(number, messages)
+            await hit_async("consumer.after_effect_before_offset")
         except Poison as poison:
             return await self._poisoned(number, lane, poison.message, poison.cause)
         except KafkaException as error:
@@ -601,6 +609,7 @@ class Consumer:
             ("origin", f"{message.topic}/{message.partition}/{message.offset}".encode()),
             *message.headers,
         ]
+        await hit_async("consumer.before_dead_letter")
         log.error("%s: %s to %s: %s", self.group, message.event_id or "a message", DLQ_TOPIC, cause)
         key = message.key.encode(errors="surrogateescape") or None
         (place,) = await self._dead_letters.publish([(DLQ_TOPIC, key, message.raw, headers)])

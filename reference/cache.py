@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from reference import metrics
 from reference.config import ServiceConfig
+from reference.failpoints import hit_async
 
 KEY_PREFIX = "balance:"
 EPOCH_PREFIX = "balance-epoch:"
@@ -39,18 +40,22 @@ HOLD_MAX_S = 10.0
 """A value is written at most this long after it was read; far less than TTL_MS, so that no newer one can have
 expired meanwhile."""
 
-# KEYS: the epoch, then the balances. ARGV: the epoch known, then seq, balance, updated_at_ms of each.
+# KEYS: the epoch, then the balances. ARGV: the epoch known, then seq, balance, updated_at_ms of each. Returns the epoch
+# and how many values lost to newer ones.
 _PUT = """
 local now = string.match(redis.call('GET', KEYS[1]) or '', '^%S+') or ''
-if now ~= ARGV[1] then return now end
+if now ~= ARGV[1] then return now .. ' 0' end
+local lost = 0
 for i = 2, #KEYS do
     local seq, balance, at = ARGV[3 * i - 4], ARGV[3 * i - 3], ARGV[3 * i - 2]
     local old_seq, old_epoch = string.match(redis.call('GET', KEYS[i]) or '', '^(%d+) %S+ %S+ (%S+)$')
     if old_epoch ~= now or tonumber(old_seq) < tonumber(seq) then
         redis.call('SET', KEYS[i], seq .. ' ' .. balance .. ' ' .. at .. ' ' .. now, 'PX', TTL)
+    elseif tonumber(old_seq) > tonumber(seq) then
+        lost = lost + 1
     end
 end
-return now
+return now .. ' ' .. lost
 """.replace("TTL", str(TTL_MS))
 
 # ARGV: the epoch to replace (empty: none), its successor. Another one that is there already stays.
@@ -158,6 +163,7 @@ class Cache:
             servers = list(dict.fromkeys(server for server, _, _ in asked))
             found: list[Any] = [None] * (len(servers) + len(asked))
             try:
+                await hit_async("cache.before_get")
                 found = await self._redis.mget(
                     *(EPOCH_PREFIX + server for server in servers),
                     *(f"{KEY_PREFIX}{user_id}" for _, user_id, _ in asked),
@@ -183,7 +189,12 @@ class Cache:
             return None
         keys = [EPOCH_PREFIX + server, *(f"{KEY_PREFIX}{item.user_id}" for item in balances)]
         parts = [part for item in balances for part in (item.seq, item.balance, item.updated_at_ms)]
-        return await self._run(self._put_script, keys, [epoch, *parts])
+        said = await self._run(self._put_script, keys, [epoch, *parts])
+        if said is None:
+            return None
+        now, _, lost = said.partition(" ")
+        metrics.CACHE_FILLS_LOST.inc(int(lost))
+        return now
 
     async def begin(self, server: str, instead_of: str | None) -> str | None:
         """Begin a new epoch if the present one is `instead_of` or there is none.
@@ -208,6 +219,8 @@ class Cache:
         if not self.available:
             return None
         try:
+            if script is self._put_script:
+                await hit_async("cache.before_set")
             return str(await script(keys=keys, args=args))  # type: ignore[operator]
         except (RedisError, OSError, TimeoutError):
             self._failed()

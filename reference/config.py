@@ -94,6 +94,9 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where spans go (OTLP over HTTP, a whole URL)."""
     trace_folder: str | None = None
     """Without an endpoint: a folder that gets one file of spans (JSON lines) a process."""
+    failpoint_folder: str | None = None
+    """Only under a harness: a folder that gets one folder a process, in which it opens an admin socket for its
+    failpoints. Without it there are none to arm."""
 
     token_key: str | None = None
     """Secret of this environment that signs bearer tokens (HS256), 32 characters at least. The API needs it."""

@@ -36,6 +36,7 @@ from reference.commands import (
 )
 from reference.config import ServiceConfig
 from reference.errors import InvalidCommand, LedgerError, ShardNotHere
+from reference.failpoints import hit_async
 from reference.ledger import reserve_of
 from reference.store import Store
 from reference.tracing import CURRENT
@@ -104,6 +105,7 @@ class Desk:
         """Reserve a bet's stake or liability and put it into the outbox for the matcher."""
         reserve = self._reserve(command)
         refusal = await self._matches.refusal(command.match_id, command.outcome)
+        await hit_async("desk.after_check_before_submit")
         return await self._post(self._bet(user_id, key, command, reserve, refusal))
 
     def _reserve(self, command: PlaceBet | BulkBet) -> int:
@@ -216,6 +218,7 @@ class Desk:
             except LedgerError as error:
                 found[number] = error
         cancelling = asyncio.gather(*(self._cancel_each(turn, found) for turn in _turns(cancels, CANCELS_AT_ONCE)))
+        await hit_async("desk.after_bulk_submit_before_answers")
         for number, posting, post in posts:
             try:
                 try:
@@ -291,10 +294,13 @@ class Desk:
         if command.corrects_version is not None:
             within("corrects_version", command.corrects_version, 1, MAX_SETTLEMENT_VERSION)
         done = await exchange.resettle_match(self._store, match_id, command, key)
+        await hit_async("desk.after_transition_before_forget")
         return replace(self._moved(match_id, done), settlement_version=done["version"])
 
     async def _move(self, match_id: UUID, to: MatchState, result: str | None) -> Moved:
-        return self._moved(match_id, await exchange.transition_match(self._store, match_id, to, result))
+        done = await exchange.transition_match(self._store, match_id, to, result)
+        await hit_async("desk.after_transition_before_forget")
+        return self._moved(match_id, done)
 
     def _moved(self, match_id: UUID, done: asyncpg.Record) -> Moved:
         self._matches.forget(match_id)

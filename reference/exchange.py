@@ -48,7 +48,11 @@ class Matches:
         """
         known = self._known.get(match_id)
         if known is None:
+            joined = match_id in self._lookups
             known = await asyncio.shield(self._lookup(match_id))
+            if known is None and joined:
+                # That look-up began before this bet came, perhaps before the match was created.
+                known = await asyncio.shield(self._lookup(match_id))
             if known is None:
                 return Outcome.UNKNOWN_MATCH
         elif known.state == MatchState.OPEN and time.monotonic() - known.seen_at > FRESH_S:

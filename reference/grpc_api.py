@@ -46,6 +46,7 @@ from reference.errors import (
     RateLimited,
     Unauthenticated,
 )
+from reference.failpoints import hit_async
 from reference.proto import ledger_pb2 as pb
 from reference.reads import Reads
 from reference.writer import Posted
@@ -82,6 +83,7 @@ class Method:
         self.request = request
         self.needs = needs
         self.answer = answer
+        self.commands = not name.startswith("Get")
 
     def decode(self, raw: bytes) -> Message | None:
         """Return the request, or None where the bytes are none: the library would answer that INTERNAL."""
@@ -182,7 +184,10 @@ class GrpcApi:
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s < MIN_REMAINING_S:
             raise NotAdmitted("the deadline of the call has passed")
-        return await method.answer(request, caller)
+        reply = await method.answer(request, caller)
+        if method.commands:
+            await hit_async("grpc.after_commit_before_ack")
+        return reply
 
     # -- commands --------------------------------------------------------------------------------------
 

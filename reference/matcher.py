@@ -19,9 +19,11 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from reference import metrics
 from reference.bus import Consumer, Message, Poison
 from reference.commands import MAX_AMOUNT_MINOR, MAX_ODDS, MAX_USER_ID, MIN_ODDS, TOPIC_OF, EventType, MatchState, Side
 from reference.config import ServiceConfig
+from reference.failpoints import hit_async
 from reference.orderbook import Book, Fill, Order
 from reference.service import always_ready, run_worker
 from reference.sql import load_sql
@@ -230,6 +232,7 @@ async def apply_orders(
     async with asyncio.timeout(timeout_s):
         await connection.execute("BEGIN")
         matches, stored, cancelled = await _lock(connection, books, arrivals)
+        await hit_async("matcher.after_lock_before_write")
         changes = _Changes()
         for arrival in arrivals:
             bet = arrival.bet
@@ -241,7 +244,9 @@ async def apply_orders(
             else:
                 changes.admit(arrival, match, cancel_waits=bet.bet_id in cancelled)
         await _write(connection, matches, changes)
+        await hit_async("matcher.before_commit")
         await connection.execute("COMMIT")
+        await hit_async("matcher.after_commit_before_cache")
     for match in matches.values():
         if match.book is not None:
             books.put(match.version, match.book)
@@ -447,6 +452,7 @@ class Matcher:
             if isinstance(error, DRIVER_ERRORS):
                 raise meaning_of(error) from error
             raise
+        metrics.EVENTS_REPEATED.labels(GROUP).inc(result.redelivered)
         if result.unknown:
             bet, message = result.unknown[0].bet, result.unknown[0].message
             assert message is not None, "arrival_of keeps the message"

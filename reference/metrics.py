@@ -43,6 +43,15 @@ KAFKA_PRODUCE_ERRORS = Counter("kafka_produce_errors_total", "Records not acknow
 KAFKA_REGRESSIONS = Counter(
     "kafka_regressions_total", "Partitions that numbered backwards: a broker lost events", ["topic"], registry=REGISTRY
 )
+KAFKA_ASSIGNMENTS = Counter(
+    "kafka_assignments_total", "Times partitions were given to this member", ["group"], registry=REGISTRY
+)
+EVENTS_REPEATED = Counter(
+    "events_repeated_total",
+    "Messages whose effect had been there before: delivered again, or sent twice",
+    ["group"],
+    registry=REGISTRY,
+)
 DEAD_LETTERS = Counter("events_dead_lettered_total", "Messages sent to events.dlq", ["group"], registry=REGISTRY)
 
 OUTBOX_UNPUBLISHED = Gauge(
@@ -60,6 +69,9 @@ CACHE_EPOCHS = Counter("cache_epochs_total", "Times the cache was begun anew", [
 
 LEDGER_ENTRIES = Counter("ledger_entries_total", "Entries posted by this process", registry=REGISTRY)
 CACHE_READS = Counter("cache_reads_total", "Balance reads by where they ended", ["source"], registry=REGISTRY)
+CACHE_FILLS_LOST = Counter(
+    "cache_fills_lost_total", "Balances that were not cached because Redis held a newer one", registry=REGISTRY
+)
 CACHE_ERRORS = Counter("cache_errors_total", "Redis calls that failed", registry=REGISTRY)
 
 RECONCILIATION_MISMATCH = Gauge(

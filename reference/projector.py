@@ -25,6 +25,7 @@ from reference.cache import Balance, Cache
 from reference.commands import BALANCE_TOPIC, TOPIC_OF, EventType
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, ShardNotHere
+from reference.failpoints import hit_async
 from reference.service import always_ready, run_worker
 from reference.store import Store
 from reference.tracing import Tracing
@@ -151,11 +152,14 @@ class Projector:
                 [head.seq for head in heads.values()],
                 [head.updated_at_ms for head in heads.values()],
             )
+            await hit_async("projector.after_apply_before_cache")
             rows = list(heads.values())
             if len(changed) < len(heads):
+                metrics.EVENTS_REPEATED.labels(GROUP).inc(len(heads) - len(changed))
                 # Delivered again, or overtaken: what the projection holds by now is what has to be told.
                 rows = await self._projections(server, heads)
             await self._cache_rows(server, epoch, rows, since)
+        await hit_async("projector.after_cache_before_tell")
         await self._tell(rows)
 
     async def _projections(self, server: int, users: Iterable[int]) -> list[Balance]:
@@ -215,6 +219,7 @@ class Projector:
                 await self._epoch(server)
         relay = await self._store.fetchrow(server, "relay_progress")
         assert relay is not None, "the schema makes this row"
+        await hit_async("projector.before_report")
         if side.broker_losses != relay["broker_losses"]:
             # Positions that were ahead of a broker that begins anew say nothing about what it holds now.
             await consumer.check_positions()

@@ -33,6 +33,7 @@ from reference.cache import KEY_PREFIX
 from reference.commands import MAX_USER_ID, TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable
+from reference.failpoints import hit_async
 from reference.routing import SHARDS, shard_of, shard_of_match
 from reference.sql import load_sql
 from reference.store import DRIVER_ERRORS, LEADER_CLASS, connect, hang_up, meaning_of
@@ -254,6 +255,7 @@ class Pass:
                 # A server that hangs (it takes connections and does not answer) must not hold up every later pass.
                 async with asyncio.timeout(PASS_TIMEOUT_S[self._kind]):
                     await self._take_snapshots(stack)
+                    await hit_async("reconciler.after_snapshot_before_check")
                     await self._check()
             except TimeoutError:
                 for server in self._chosen:
@@ -404,6 +406,7 @@ class Pass:
             return
         reason = f"{finding.code}: {CODES[finding.code]} (wallet {finding.user_id or '-'}, seq {finding.seq or '-'})"
         try:
+            await hit_async("reconciler.before_close_gate")
             async with server.lock:
                 changed = await server.fresh.fetchval(self._sql["pause"], "reconciler", reason, self._run_id)
         except DRIVER_ERRORS as error:
@@ -899,6 +902,7 @@ class Pass:
         report.state = "FINDINGS" if report.total else "INCOMPLETE" if report.problems else "CLEAN"
         connection = _there(server.fresh)
         try:
+            await hit_async("reconciler.before_store")
             async with asyncio.timeout(ANSWER_TIMEOUT_S), connection.transaction():
                 run_no = await connection.fetchval(
                     self._sql["store_run"],

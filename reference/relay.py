@@ -25,6 +25,7 @@ from reference.bus import Headers, Publisher, Record, create_topics, end_offsets
 from reference.commands import TOPIC_OF
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
+from reference.failpoints import hit_async
 from reference.service import STOP_WITHIN_S, always_ready, run_worker
 from reference.store import DRIVER_ERRORS, LEADER_CLASS, Store
 from reference.tracing import Tracing, is_sampled
@@ -119,6 +120,7 @@ class Relay:
                 self._report(0)
                 await self._advance(connection, [], first)
                 return 0
+            await hit_async("relay.after_read_before_send")
             self._send(first)
         assert self._sending is not None
         batch, sent = self._sending
@@ -131,10 +133,12 @@ class Relay:
             self._send(behind)
         elif not everything:
             await self._unacknowledged(len(batch.rows) - len(marked))
+        await hit_async("relay.after_send_before_mark")
         self._note(batch.rows, places)
         self._trace(batch.rows, places)
         await self._advance(connection, marked, batch if everything else None)
         self._published.inc(len(marked))
+        await hit_async("relay.after_mark_before_next")
         if behind is None or not behind.rows:
             self._report(len(batch.rows) - len(marked))
         return len(marked)
@@ -278,6 +282,7 @@ class Relay:
             if not await connection.fetchval(sql["lead"], LEADER_CLASS, RELAY_LEADER, timeout=self._timeout):
                 await connection.close(timeout=self._timeout)
                 return None
+            await hit_async("relay.after_lead_before_progress")
             # A mark that a crash of the server takes back only makes the relay send an event again.
             await connection.execute("SET synchronous_commit = off", timeout=self._timeout)
             row = await connection.fetchrow(sql["relay_progress"], timeout=self._timeout)

@@ -27,6 +27,7 @@ from reference.bus import Consumer, Message, Poison
 from reference.commands import MAX_USER_ID, TOPIC_OF, EventType, Outcome
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, ShardNotHere
+from reference.failpoints import hit_async
 from reference.matcher import RESERVE_MAX, order_of
 from reference.orderbook import Order
 from reference.routing import NOT_HERE
@@ -136,7 +137,9 @@ async def _on_each_server(
 
     async def on_server(server: int, mine: list[_Item]) -> int:
         async with store.connection(server) as connection, asyncio.timeout(_timeout_s(store)):
-            return await work(connection, mine)
+            done = await work(connection, mine)
+        await hit_async("settler.between_bets")
+        return done
 
     results = await asyncio.gather(
         *(on_server(server, mine) for server, mine in by_server.items()), return_exceptions=True
@@ -232,6 +235,7 @@ class Settlement:
             position = rows[0]["last_arrival"]
             page = await self._fetch("page", self._match_id, position, page_orders)
             while page:
+                await hit_async("settler.before_page")
                 orders = [order_of(row) for row in page]
                 traces = {row["bet_id"]: row["traceparent"] for row in page if row["traceparent"] is not None}
                 reached = orders[-1].arrival
@@ -241,9 +245,11 @@ class Settlement:
                     self._settle_page(orders, terms, traces), self._fetch("page", self._match_id, reached, page_orders)
                 )
                 self.entries += posted
+                await hit_async("settler.after_pay_before_mark")
                 await self._move("mark_page", terms.version, position, reached)
                 position = reached
                 self.bets += len(orders)
+            await hit_async("settler.before_finish")
             await self._move("finish", terms.version, position)
             return True
         finally:
@@ -322,6 +328,7 @@ class Settler:
             entries += cancel_entries(bet.user_id, bet.match_id, bet.bet_id, bet.refund)
             if message.traceparent is not None:
                 traces[bet.bet_id] = message.traceparent
+        await hit_async("settler.before_refund")
         await pay(self._store, entries, traces)
 
     def _wake(self, message: Message) -> None:

@@ -27,6 +27,7 @@ import msgspec
 from reference.cache import Cache
 from reference.config import ServiceConfig
 from reference.errors import LedgerError, ServerUnavailable
+from reference.failpoints import hit_async
 from reference.sql import load_sql
 from reference.store import DRIVER_ERRORS, SHARD_CLASS, connect, meaning_of
 
@@ -255,6 +256,7 @@ class _Move:
                 with contextlib.suppress(*DRIVER_ERRORS):
                     await self._discard(source, goal)
             raise
+        await hit_async("shards.after_accept_before_clear")
         await self._clear(owner, target)
         await self._tell(target, epoch + 1)
         self._reached(Phase.CLEARED)
@@ -333,6 +335,7 @@ class _Move:
                 f"the relay of {source.name} has not published the events of shard {self._shard} for "
                 f"{BACKLOG_WAIT_S:g} s: is Kafka well, and the relay?"
             )
+        await hit_async("shards.after_copy_before_freeze")
         await self._begin_cache(target)
         for attempt in range(1, FREEZE_TRIES + 1):
             await self._send_marks(target, source)
@@ -425,12 +428,14 @@ class _Move:
                 copying = group.create_task(self._copy_rest(source, target))
             if not published.result() or not await self._projected_rest(source, target, began + FREEZE_TRY_MS / 1000):
                 return None
+            await hit_async("shards.after_freeze_before_give_up")
             await self._give_up(source, target, epoch)
         finally:
             if not self._given_up:
                 for connection in (source.main, target.side):
                     with contextlib.suppress(*DRIVER_ERRORS):
                         await connection.execute("ROLLBACK")
+        await hit_async("shards.after_give_up_before_accept")
         # What readers with old routes find in the cache was written before; what is written after counts no more.
         await self._cache.begin(source.name, (await self._cache.get(source.name, 0)).epoch)
         await self._accept(target, epoch + 1)

@@ -19,6 +19,7 @@ import asyncpg
 from reference import metrics
 from reference.config import ServerConfig, ServiceConfig
 from reference.errors import LedgerError, NotPosted, PayoutsPaused, ServerUnavailable, ShardNotHere, UnknownOutcome
+from reference.failpoints import hit_async
 from reference.routing import SHARD_NOT_HERE, SHARDS, shard_of, shard_of_match
 from reference.sql import load_sql
 
@@ -93,6 +94,7 @@ async def connect(
 ) -> asyncpg.Connection:
     """Open one connection. Raises ServerUnavailable if the server cannot be reached or refuses."""
     try:
+        await hit_async("store.before_connect")
         return await asyncpg.connect(
             host=server.host,
             port=server.port,
@@ -191,7 +193,9 @@ class Store:
         connection = await pool.take()
         healthy = False
         try:
+            await hit_async("store.before_statement")
             yield connection
+            await hit_async("store.after_statement_before_return")
             healthy = True
         except DRIVER_ERRORS as error:
             meaning = meaning_of(error)
@@ -284,6 +288,7 @@ class Store:
                 return []
 
         answers = await asyncio.gather(*(ask(server) for server in range(len(self.config.servers))))
+        await hit_async("store.after_routes_before_learn")
         for row in (row for rows in answers for row in rows):
             if self.routes.learn(row["shard"], row["server_name"], row["epoch"]):
                 log.info("shard %d is on %s (epoch %d)", row["shard"], row["server_name"], row["epoch"])

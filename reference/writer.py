@@ -26,6 +26,7 @@ from reference.errors import (
     ShardNotHere,
     UnknownOutcome,
 )
+from reference.failpoints import hit_async
 from reference.routing import NOT_HERE
 from reference.store import DRIVER_ERRORS, Store, meaning_of, text_array
 from reference.tracing import Tracing, is_sampled
@@ -428,6 +429,7 @@ class Writer:
         """Post a batch and answer its commands; return whether the connection can still be used."""
         started = time.monotonic()
         try:
+            await hit_async("writer.before_post")
             rows = await asyncio.wait_for(
                 post_entries(
                     connection,
@@ -437,6 +439,7 @@ class Writer:
                 ),
                 self._store.config.statement_timeout_ms / 1000 + 0.5,
             )
+            await hit_async("writer.after_commit_before_deliver")
         except DRIVER_ERRORS as error:
             meaning = meaning_of(error)
             if isinstance(meaning, UnknownOutcome):
@@ -507,6 +510,7 @@ class Writer:
         for waiting in batch:
             try:
                 async with self._store.connection(self._server) as connection:
+                    await hit_async("writer.between_singles")
                     rows = await post_entries(connection, self._store.sql["post"], self._created_by, [waiting.posting])
                     await self._deliver(connection, [waiting], rows)
             except LedgerError as error:
@@ -514,6 +518,7 @@ class Writer:
 
     async def _answer_replays(self, connection: asyncpg.Connection, replays: list[_Waiting]) -> None:
         try:
+            await hit_async("writer.before_replay_answers")
             rows = await connection.fetch(
                 self._store.sql["answers"],
                 [waiting.posting.user_id for waiting in replays],

@@ -86,6 +86,23 @@ class Witness(msgspec.Struct):
     text: str = ""
 
 
+class JudgeRow(msgspec.Struct):
+    """A judge that was asked, or why not."""
+
+    name: str = ""
+    codes: list[str] = []
+    seconds: float | None = None
+    skipped: str | None = None
+
+
+class Disagreement(msgspec.Struct):
+    """A code of which two judges say different things."""
+
+    code: str = ""
+    judges: list[str] = []
+    text: str = ""
+
+
 class Generator(msgspec.Struct):
     """How well the load generator kept its own schedule."""
 
@@ -118,6 +135,8 @@ class Verdict(msgspec.Struct):
     config: dict[str, Any] = {}
     anomalies: dict[str, int] = {}
     unchecked: dict[str, str] = {}
+    judges: list[JudgeRow] = []
+    disagreements: list[Disagreement] = []
     raw_duplicates: int | None = None
     witnesses: list[Witness] = []
     sometimes: dict[str, int] = {}

@@ -64,6 +64,8 @@ class Page:
     anomalies: Table | None
     unchecked: str
     undecided: Table | None
+    judges: Table | None
+    disagreements: list[str]
     witnesses: list[WitnessGroup]
     fates: Table | None
     no_fates: str
@@ -126,6 +128,8 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
         anomalies=tables.anomalies(verdict),
         unchecked=_unchecked(verdict),
         undecided=tables.undecided(verdict),
+        judges=tables.judges(verdict),
+        disagreements=[item.text for item in verdict.disagreements],
         witnesses=tables.witnesses(verdict),
         fates=tables.fates(run),
         no_fates=_no_fates(run),

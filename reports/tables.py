@@ -275,6 +275,34 @@ def undecided(verdict: Verdict) -> Table | None:
     )
 
 
+def judges(verdict: Verdict) -> Table | None:
+    """Return who judged: what each decided, of how many codes it said something else, and how long it took."""
+    rows: list[list[str | Cell]] = []
+    for judge in verdict.judges:
+        others = sum(judge.name in item.judges for item in verdict.disagreements)
+        asked = judge.skipped is None
+        rows.append(
+            [
+                Cell(judge.name, "strong"),
+                integer(len(judge.codes)) if asked else NONE,
+                (Cell(integer(others), "bad") if others else Cell("0")) if asked else Cell(NONE),
+                NONE if judge.seconds is None else seconds(judge.seconds, 1),
+                Cell(judge.skipped or "", "soft"),
+            ]
+        )
+    return make_table(
+        "The judges of this run; they share no code, and must agree",
+        [
+            Column("Judge", "keep"),
+            Column("Codes", "num"),
+            Column("Disagreements", "num"),
+            Column("Took", "num"),
+            Column("Not asked because"),
+        ],
+        rows,
+    )
+
+
 def witnesses(verdict: Verdict) -> list[WitnessGroup]:
     """Return the witnesses of each code that has any."""
     by_code: dict[str, list[Witness]] = {}

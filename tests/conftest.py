@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
-# A machine that does other things at the same time must not fail a property.
-settings.register_profile("house", deadline=None)
-settings.load_profile("house")
+from tests.depth import register_profiles
+from tests.machine.steps import TAKEN
 
-MARKED_FOLDERS = {"unit", "machine", "stack", "faults", "browser"}
+register_profiles()
+
+MARKED_FOLDERS = {"unit", "machine", "stack", "faults", "browser", "mutants"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,3 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(here).parts[0]
         if folder in MARKED_FOLDERS:
             item.add_marker(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many steps the machines took."""
+    for machine, steps in sorted(TAKEN.items()):
+        terminalreporter.write_line(f"{machine}: {steps:,} machine steps")

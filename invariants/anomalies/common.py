@@ -8,6 +8,7 @@ from typing import Any, Final
 import polars as pl
 
 from invariants.run import Run
+from invariants.subjects import kept, subjects_of
 
 MAX_WITNESSES: Final = 20
 """Witnesses kept per code: enough to see a pattern, few enough to read."""
@@ -24,6 +25,16 @@ class Witness:
     key: str | None = None
     user: int | None = None
     seq: int | None = None
+    match_id: str | None = None
+    bet_id: str | None = None
+    event_id: str | None = None
+    attempt: int | None = None
+    fault_id: int | None = None
+    shard: int | None = None
+
+
+PLACES: Final = ("key", "user", "seq", "match_id", "bet_id", "event_id", "attempt", "fault_id", "shard")
+"""What a witness names besides its sentence: the columns of a violation that say where to look."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +43,16 @@ class Found:
 
     count: int = 0
     witnesses: list[Witness] = field(default_factory=list)
+    subjects: frozenset[str] = frozenset()
+    """What all of them are about (`invariants.subjects`), for comparison with what other judges find."""
 
     def __add__(self, other: "Found") -> "Found":
         """Return both findings together."""
-        return Found(self.count + other.count, (self.witnesses + other.witnesses)[:MAX_WITNESSES])
+        return Found(
+            self.count + other.count,
+            (self.witnesses + other.witnesses)[:MAX_WITNESSES],
+            kept(self.subjects | other.subjects),
+        )
 
 
 NOTHING: Final = Found()
@@ -81,17 +98,19 @@ class Check:
     rests_on_absence: bool
     """True: its witnesses say that something is *not* there, so they prove nothing when the recording or the
     snapshot itself has holes (V05, V06). False: what they show is there whatever else was lost."""
+    older: tuple[str, ...] = ()
+    """What older runs do not hold (`Run.lacking`) and without which this code is decided in part only."""
 
 
 def found(code: str, rows: pl.DataFrame, sentence: Callable[[Row], str]) -> Found:
-    """Return one violation per row; columns key, user and seq, where present, name the witness."""
+    """Return one violation per row; the columns of PLACES, where present, name the witness."""
     if rows.is_empty():
         return NOTHING
     witnesses = [
-        Witness(code, sentence(row), key=row.get("key"), user=row.get("user"), seq=row.get("seq"))
+        Witness(code, sentence(row), **{name: row.get(name) for name in PLACES})
         for row in rows.head(MAX_WITNESSES).iter_rows(named=True)
     ]
-    return Found(rows.height, witnesses)
+    return Found(rows.height, witnesses, subjects_of(code, rows))
 
 
 def as_keys(entries: pl.DataFrame) -> pl.DataFrame:

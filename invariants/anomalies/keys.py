@@ -1,5 +1,7 @@
 """A01–A05: what the clients were told about each key against what is stored under it."""
 
+from typing import Final
+
 import polars as pl
 
 from invariants.anomalies.common import Found, Row, as_keys, asked_for, bodies, found, seconds
@@ -17,19 +19,31 @@ from invariants.run import Run
 _NAMES = ["family", "user", "key"]
 
 
+ARRIVED: Final = "bets that arrived"
+"""Where a slice of a large run keeps what it lacks: bet_id of the orders that cancels of the whole run wait for."""
+
+
 def _effects(run: Run) -> pl.DataFrame:
     """Return the keys that had an effect: family, user, key, seq (of the entry; null elsewhere)."""
     ledger = as_keys(run.client_entries).select(pl.lit("ledger").alias("family"), "user", "key", "seq")
     nowhere = pl.lit(None, dtype=pl.Int64).alias("seq")
-    cancels = (
-        run.table("cancels")
-        .filter((pl.col("outcome") == "ACCEPTED") & ~pl.col("idempotent_key").str.starts_with(ROLLBACK_PREFIX))
-        .select(
-            pl.lit("cancel").alias("family"),
-            pl.col("user_id").alias("user"),
-            pl.col("idempotent_key").alias("key"),
-            nowhere,
-        )
+    arrived = run.scratch.get(ARRIVED)
+    if arrived is None:
+        arrived = run.table("orders").select("bet_id").unique()
+    done = pl.concat(
+        [
+            run.table("cancels").filter(~pl.col("waiting")),
+            # One that waits for its bet has had no effect once the bet's order is there.
+            run.table("cancels").filter(pl.col("waiting")).join(arrived, on="bet_id", how="anti"),
+        ]
+    )
+    cancels = done.filter(
+        (pl.col("outcome") == "ACCEPTED") & ~pl.col("idempotent_key").str.starts_with(ROLLBACK_PREFIX)
+    ).select(
+        pl.lit("cancel").alias("family"),
+        pl.col("user_id").alias("user"),
+        pl.col("idempotent_key").alias("key"),
+        nowhere,
     )
     others = [rollbacks_done(run.final), states_reached(run.final)]
     return pl.concat([ledger, cancels, *(effects.with_columns(nowhere) for effects in others)])
@@ -38,9 +52,10 @@ def _effects(run: Run) -> pl.DataFrame:
 def a01_lost(run: Run) -> Found:
     """A01 lost: a key was acknowledged and its effect is not there.
 
-    deposit, withdraw, bet: no entry with the user and key. cancel: no accepted cancel with them. Match
-    commands: the match never entered the state that was acknowledged. Rollback: the bet's key holds neither a
-    cancel by the service nor a refusal; any refusal is enough, for then there is no bet to take back.
+    deposit, withdraw, bet: no entry with the user and key. cancel: no accepted cancel with them, or one that
+    still waits for its bet although the bet's order has arrived. Match commands: the match never entered the state
+    that was acknowledged. Rollback: the bet's key holds neither a cancel by the service nor a refusal; any refusal
+    is enough, for then there is no bet to take back.
     """
     told = run.fates.filter(pl.col("fate") == Fate.MUST.value)
     lost = told.join(_effects(run).select(_NAMES).unique(), on=_NAMES, how="anti", nulls_equal=True)
@@ -59,8 +74,9 @@ def a01_lost(run: Run) -> Found:
 def a02_duplicate(run: Run) -> Found:
     """A02 duplicate: more than one effect for a key, or for a business id.
 
-    Two entries of one user and key; two stakes, or two commissions of one version, for one bet. Two payouts
-    or refunds for one bet and version are A27, so that each bug has one name.
+    Two entries of one user and client's key; two debits, or two credits, of one bet, account and version (a stake,
+    a commission, what a correction takes back or advances). Two payouts or refunds for one bet and version are A27,
+    so that each bug has one name.
     """
     entries = as_keys(run.entries)
     own = entries.filter(~pl.col("system"))
@@ -71,21 +87,22 @@ def a02_duplicate(run: Run) -> Found:
         .agg(pl.len().alias("times"), pl.col("seq").max(), pl.col("seq").sort().alias("seqs"))
         .filter(pl.col("times") > 1)
     )
-    kind = pl.col("contra").is_in(["ESCROW", "HOUSE"]) & (pl.col("type") == "DEBIT")
+    kind = pl.col("contra").is_in(["ESCROW", "HOUSE"]) & pl.col("type").is_in(["DEBIT", "CREDIT"])
     by_bet = (
         entries.filter(kind & pl.col("bet_id").is_not_null())
         .filter((pl.col("bet_id").hash(1) ^ pl.col("contra").hash(2)).is_duplicated())
-        .group_by("bet_id", "contra", "settlement_version")
+        .group_by("bet_id", "type", "contra", "settlement_version")
         .agg(
             pl.len().alias("times"),
             pl.col("key").n_unique().alias("keys"),
+            pl.col("system").any(),
             pl.col("user").first(),
             pl.col("seq").max(),
             pl.col("seq").sort().alias("seqs"),
             pl.col("key").last(),
         )
         # A stake posted twice under one key was counted above.
-        .filter((pl.col("times") > 1) & ((pl.col("keys") > 1) | (pl.col("contra") == "HOUSE")))
+        .filter((pl.col("times") > 1) & ((pl.col("keys") > 1) | pl.col("system")))
     )
     first = found(
         "A02",
@@ -96,7 +113,7 @@ def a02_duplicate(run: Run) -> Found:
         "A02",
         by_bet.sort("user", "seq"),
         lambda row: (
-            f"bet {row['bet_id']} has {row['times']} debits against {row['contra']}"
+            f"bet {row['bet_id']} has {row['times']} {row['type']} entries against {row['contra']}"
             f" (version {row['settlement_version']}): seqs {row['seqs']} of user {row['user']}"
         ),
     )
@@ -107,9 +124,10 @@ def a03_phantom(run: Run) -> Found:
     """A03 phantom: an effect that nobody attempted, or that differs from every attempt of its key.
 
     A client's entry must have an attempt of the same user and key that asks for this type, account and
-    amount (for bets: the order in its bet row). An entry of the service's own (key `ledger:…`) must belong to
-    a known bet of this wallet and match, and its version must exist: 0 for a cancelled or late order, else a
-    settlement of the match. A settlement or void must have been asked for, with this result.
+    amount (for bets: the order in its bet row). An entry of the service's own must belong to a known bet of this
+    wallet and match, have the key `ledger:KIND:bet_id:version` of what it is, and its version must exist: 0 for a
+    cancelled or late order, else a settlement of the match. A settlement or void must have been asked for, with
+    this result.
     """
     return unasked_entries(run) + unfounded_system_entries(run) + unasked_settlements(run)
 
@@ -142,21 +160,18 @@ def unasked_entries(run: Run) -> Found:
 def unfounded_system_entries(run: Run) -> Found:
     """Find the service's own entries that no cancelled order and no settlement accounts for (A03)."""
     entries = as_keys(run.system_entries)
-    parts = pl.col("key").str.splitn(":", 4)
+    kind = pl.col("key").str.splitn(":", 3).struct.field("field_1")
     entries = entries.with_columns(
-        parts.struct.field("field_1").alias("kind"),
-        parts.struct.field("field_2").alias("named_bet"),
-        parts.struct.field("field_3").cast(pl.Int64, strict=False).alias("named_version"),
+        kind.alias("kind"),
+        pl.concat_str(pl.lit("ledger"), kind, "bet_id", "settlement_version", separator=":").alias("business_key"),
     )
     bets = run.table("bets").select(pl.col("user_id").alias("user"), "bet_id", pl.col("match_id").alias("bet_match"))
     cancelled = run.table("orders").filter(pl.col("cancelled_stake") > 0).select("bet_id", cancelled=True)
-    versions = run.table("settlements").select(
-        "match_id", pl.col("settlement_version").alias("named_version"), settled=True
-    )
+    versions = run.table("settlements").select("match_id", "settlement_version", settled=True)
     rows = (
         entries.join(bets.unique(["user", "bet_id"]), on=["user", "bet_id"], how="left")
         .join(cancelled.unique(), on="bet_id", how="left")
-        .join(versions.unique(), on=["match_id", "named_version"], how="left")
+        .join(versions.unique(), on=["match_id", "settlement_version"], how="left")
     )
     shape = (
         pl.when(pl.col("kind") == "REFUND")
@@ -165,7 +180,7 @@ def unfounded_system_entries(run: Run) -> Found:
         .then((pl.col("type") == "PAYOUT") & (pl.col("contra") == "ESCROW"))
         .when(pl.col("kind") == "COMMISSION")
         .then((pl.col("type") == "DEBIT") & (pl.col("contra") == "HOUSE"))
-        .when(pl.col("named_version") < 2)
+        .when(pl.col("settlement_version") < 2)
         .then(pl.lit(False))
         .when(pl.col("kind") == "TAKE_BACK")
         .then((pl.col("type") == "DEBIT") & (pl.col("contra") == "ESCROW"))
@@ -177,10 +192,9 @@ def unfounded_system_entries(run: Run) -> Found:
     )
     founded = (
         shape
-        & (pl.col("named_bet") == pl.col("bet_id"))
-        & (pl.col("named_version") == pl.col("settlement_version"))
+        & (pl.col("key") == pl.col("business_key"))
         & (pl.col("bet_match") == pl.col("match_id"))
-        & pl.when(pl.col("named_version") == 0)
+        & pl.when(pl.col("settlement_version") == 0)
         .then((pl.col("kind") == "REFUND") & pl.col("cancelled").fill_null(False))
         .otherwise(pl.col("settled").fill_null(False))
     )
@@ -266,7 +280,7 @@ def a05_replay_diverges(run: Run) -> Found:
     - two acknowledgements with another seq, balance or bet id, or with two bodies;
     - an acknowledgement and a stored refusal, or two refusals with different reasons;
     - more than one acknowledgement that claims to be the original (`replayed` false), or a final retry of a
-      key the first snapshot already holds that does;
+      key (also of a cancel) the first snapshot already holds that does;
     - an acknowledgement whose seq or balance is not that of the key's entry, or whose body is not the one
       that was applied;
     - a 409 (other body) although no other body was ever sent under the key.
@@ -376,16 +390,19 @@ def _applied_another_body(run: Run) -> Found:
 def _original_claimed_late(run: Run) -> Found:
     if run.second is None:
         return Found()
-    held = as_keys(run.first.table("ledger")).select("user", "key", "seq")
+    entries = as_keys(run.first.table("ledger")).select(pl.lit("ledger").alias("family"), "user", "key", "seq")
+    cancels = as_keys(run.first.table("cancels")).filter(pl.col("outcome") == "ACCEPTED")
+    no_seq = pl.lit(None, dtype=pl.Int64).alias("seq")
+    held = pl.concat([entries, cancels.select(pl.lit("cancel").alias("family"), "user", "key", no_seq)])
     retried = run.attempts.filter(
         (pl.col("tag") == FINAL_RETRY)
-        & (pl.col("family") == "ledger")
+        & pl.col("family").is_in(["ledger", "cancel"])
         & (pl.col("cls") == "ok")
         & pl.col("replayed").eq_missing(False)
     )
     return found(
         "A05",
-        retried.drop("seq").join(held, on=["user", "key"], how="inner"),
+        retried.drop("seq").join(held, on=_NAMES, how="inner"),
         lambda row: (
             f"key {row['key']} of user {row['user']} was already applied (seq {row['seq']}), yet its retry at"
             f" {seconds(row['t_invoke'])} was answered as if it were the first"

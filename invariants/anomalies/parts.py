@@ -1,12 +1,23 @@
 """How each check is done slice by slice: what its folds must see at once, and how their findings make the whole.
 
-A code that is not here must see the whole run, and a large run with such a check needs the memory for it.
+A code that is not here cannot be checked in a large run, which is then INVALID.
 """
 
 from collections.abc import Callable
 from typing import Final
 
-from invariants.anomalies import events, keys, sessions, settlement, validity, wallets
+from invariants.anomalies import (
+    event_screen,
+    events,
+    keys,
+    recovery,
+    refusals,
+    sessions,
+    settlement,
+    validity,
+    wallets,
+    writers,
+)
 from invariants.anomalies.common import Check, Found, Part, Scope, Summed
 from invariants.run import Run
 
@@ -25,6 +36,7 @@ PARTS: Final[dict[str, tuple[Part | Summed, ...]]] = {
     "A05": _by(_WALLET, keys.a05_replay_diverges),
     "A06": _by(_WALLET, wallets.a06_overdraft),
     "A07": _by(_WALLET, wallets.a07_negative),
+    "A08": _by(_WALLET, refusals.a08_wrong_refusal),
     "A09": _by(_WALLET, wallets.a09_broken_chain),
     "A10": _by(_WALLET, wallets.a10_seq),
     "A11": _by(_WALLET, events.a11_projection),
@@ -33,12 +45,14 @@ PARTS: Final[dict[str, tuple[Part | Summed, ...]]] = {
     "A14": _by(_WALLET, sessions.a14_real_time_order),
     "A15": _by(_WALLET, sessions.a15_session),
     "A16": _by(_WALLET, sessions.a16_own_writes),
+    "A17": _by(_WALLET, sessions.a17_too_stale),
     "A18": _by(_WALLET, sessions.a18_dishonest_flag),
     "A19": _by(_WALLET, sessions.a19_impossible_read),
+    "A20": (*_by(_WALLET, sessions.halves_shown), Summed(_WALLET, sessions.orders_seen, sessions.judge_orders)),
     "A21": _by(_EVENTS, events.a21_event_lost),
     "A22": _by(_MATCH, events.a22_effect_repeated),
     "A23": _by(_WALLET, events.a23_event_order),
-    "A24": _by(_EVENTS, events.a24_phantom_event),
+    "A24": (*_by(_EVENTS, events.phantom_events), *_by(_WHOLE, event_screen.too_early)),
     "A25": _by(_EVENTS, events.a25_event_differs),
     "A26": (*_by(_WALLET, events.projection_behind), *_by(_EVENTS, events.bets_without_order)),
     "A27": _by(_MATCH, settlement.a27_paid_twice),
@@ -50,14 +64,22 @@ PARTS: Final[dict[str, tuple[Part | Summed, ...]]] = {
         *_by(_WALLET, wallets.misplaced_wallets),
         *_by(_MATCH, wallets.misplaced_matches),
     ),
+    "A32": _by(_WHOLE, writers.a32_zombie_write),
     "A33": _by(_WALLET, wallets.a33_rewritten),
+    "A34": (Summed(_WALLET, recovery.errors_told, recovery.judge_errors), *_by(_WHOLE, recovery.backlogs)),
+    "A35": _by(_WHOLE, recovery.a35_blind_reconciliation),
     "V01": (Summed(_WALLET, validity.told, validity.judge_vacuous),),
     "V02": (Summed(_WALLET, validity.told, validity.judge_unknown),),
-    "V05": (Summed(_WALLET, validity.told, validity.judge_reads),),
-    "V06": (*_by(_WHOLE, validity.recording_problems), *_by(_WALLET, validity.broken_records)),
+    "V03": _by(_WHOLE, validity.v03_fault_unmeasured),
+    "V04": _by(_WHOLE, validity.v04_never),
+    "V05": (Summed(_WALLET, validity.reads_told, validity.judge_reads),),
+    "V06": (
+        *_by(_WHOLE, validity.recording_problems, validity.numbers_left_out),
+        *_by(_WALLET, validity.broken_records),
+    ),
 }
 
 
 def parts_of(check: Check) -> tuple[Part | Summed, ...]:
-    """Return the folds that find the same as the check, slice by slice."""
-    return PARTS.get(check.code) or (Part(Scope.WHOLE, check.find),)
+    """Return the folds that find the same as the check, slice by slice; none for a check that cannot be cut."""
+    return PARTS.get(check.code, ())

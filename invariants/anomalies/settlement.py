@@ -174,6 +174,7 @@ def a28_paid_wrong(run: Run) -> Found:
     - A fill trades at the odds of the order that arrived first, within the other's limit. With X the lay
       order's exact liability so far, its liability is ⌈X after⌉ − ⌈X before⌉; the backer's winnings are
       ⌊stake × (odds − 100) / 100⌋.
+    - Among orders of other wallets that rest at the same odds, the one that arrived first trades first.
     - A cancelled order gets back its unmatched stake (BACK) or reserve − matched liability (LAY): REFUND,
       version 0.
     - Settled: REFUND of what is neither matched nor already returned (BACK: stake − matched stake − returned;
@@ -184,8 +185,8 @@ def a28_paid_wrong(run: Run) -> Found:
     - Settled again: the difference between what the new ruling and the one before it give. More out of escrow is
       a PAYOUT (void: a REFUND), less is a DEBIT to ESCROW; less for the house is a REFUND from HOUSE, more a DEBIT
       to HOUSE. If the wallet holds less than it must give back, then a CREDIT from HOUSE of exactly what it lacks,
-      before that DEBIT; the next version that pays the bet more takes it back with its DEBIT to HOUSE, as far as
-      the payment goes.
+      before that DEBIT (a missing one takes the wallet below zero: A07); the next version that pays the bet more
+      takes it back with its DEBIT to HOUSE, as far as the payment goes.
 
     Payments of bets whose order never arrived are A26.
     """
@@ -201,7 +202,7 @@ def a28_paid_wrong(run: Run) -> Found:
             f" reserved {row['reserve']}; the rule says {row['right']}"
         ),
     )
-    return reserves + _wrong_fills(run) + _wrong_cancels(run) + _wrong_payments(run)
+    return reserves + _wrong_fills(run) + _passed_over(run) + _wrong_cancels(run) + _wrong_payments(run)
 
 
 def _wrong_fills(run: Run) -> Found:
@@ -262,6 +263,74 @@ def _judged_orders(run: Run) -> pl.DataFrame:
     rows = rows.with_columns(pl.when(pl.col("cancelled_stake") > 0).then(cancelled).otherwise(0).alias("right_refund"))
     run.scratch["judged_orders"] = rows
     return rows
+
+
+NEVER_DONE: Final = 2**62
+"""Above every number of a fill: when an order is done that still has stake to trade."""
+
+
+def _queue(run: Run) -> pl.DataFrame:
+    """Return each order with `until`: the number of the last fill before which it still had stake to trade.
+
+    0 if it never traded and was cancelled, NEVER_DONE if it still has stake.
+    """
+    fills = run.table("fills").unique(["match_id", "fill_no"], keep="first")
+    legs = pl.concat([fills.select("fill_no", bet_id=f"{side}_bet_id") for side in ("back", "lay")])
+    orders = run.table("orders").unique("bet_id", keep="first", maintain_order=True)
+    left = pl.col("stake") > pl.col("matched_stake") + pl.col("cancelled_stake")
+    return orders.join(legs.group_by("bet_id").agg(pl.col("fill_no").max()), on="bet_id", how="left").select(
+        "bet_id",
+        "match_id",
+        "outcome",
+        "side",
+        "odds",
+        "arrival",
+        "user_id",
+        pl.when(left).then(NEVER_DONE).otherwise(pl.col("fill_no").fill_null(0)).alias("until"),
+    )
+
+
+def _passed_over(run: Run) -> Found:
+    """Find the fills whose resting order was not the first of those that rested at its odds."""
+    queue = _queue(run)
+    level = ["match_id", "outcome", "side", "odds"]
+    resting = queue.sort("arrival").with_columns(pl.col("until").cum_max().shift(1).over(level).alias("waited"))
+    sides = {
+        side: queue.select(
+            pl.col("bet_id").alias(f"{side}_bet_id"),
+            pl.col("arrival").alias(f"{side}_arrival"),
+            pl.col("user_id").alias(f"{side}_owner"),
+        )
+        for side in ("back", "lay")
+    }
+    fills = (
+        run.table("fills")
+        .unique(["match_id", "fill_no"], keep="first")
+        .select(pl.col("match_id").alias("match"), "fill_no", "back_bet_id", "lay_bet_id", "back_user")
+    )
+    rows = fills.join(sides["back"], on="back_bet_id").join(sides["lay"], on="lay_bet_id")
+    back_rests = pl.col("back_arrival") < pl.col("lay_arrival")
+    rows = rows.with_columns(
+        pl.when(back_rests).then("back_bet_id").otherwise("lay_bet_id").alias("bet_id"),
+        pl.when(back_rests).then("lay_owner").otherwise("back_owner").alias("incoming"),
+    ).join(resting.drop("user_id", "until"), on="bet_id")
+    # Hardly any fill is left here, so that the orders of its level may be looked at one by one.
+    suspects = rows.filter(pl.col("waited") > pl.col("fill_no"))
+    earlier = queue.select(*level, pl.col("bet_id").alias("first"), pl.col("arrival").alias("came"), "user_id", "until")
+    passed = suspects.join(earlier, on=level).filter(
+        (pl.col("came") < pl.col("arrival"))
+        & (pl.col("until") > pl.col("fill_no"))
+        & (pl.col("user_id") != pl.col("incoming"))
+    )
+    wrong = passed.sort("came").unique(["match", "fill_no"], keep="first", maintain_order=True)
+    return found(
+        "A28",
+        wrong.drop("match_id").rename({"match": "match_id"}).with_columns(pl.col("back_user").alias("user")),
+        lambda row: (
+            f"fill {row['fill_no']} of match {row['match_id']} took order {row['bet_id']} (arrival {row['arrival']})"
+            f" and passed over order {row['first']} (arrival {row['came']}) at the same odds {row['odds'] / 100:.2f}"
+        ),
+    )
 
 
 def _wrong_cancels(run: Run) -> Found:
@@ -353,12 +422,12 @@ def _right_corrections(
         all_of_it = pl.col("reserve") - pl.col("right_refund")
         return pl.when(pl.col(kind) == "VOID").then(all_of_it).otherwise(_left_over() + won)
 
-    def charged(result: str) -> pl.Expr:
-        return pl.when(_wins(result)).then(_charge(run)).otherwise(0)
+    def charged(kind: str, result: str) -> pl.Expr:
+        return pl.when((pl.col(kind) != "VOID") & _wins(result)).then(_charge(run)).otherwise(0)
 
     rows = ruled.with_columns(
         (out_of_escrow("kind", "result") - out_of_escrow("kind_before", "result_before")).alias("escrow"),
-        (charged("result") - charged("result_before")).alias("house"),
+        (charged("kind", "result") - charged("kind_before", "result_before")).alias("house"),
     ).filter((pl.col("escrow") != 0) | (pl.col("house") != 0))
     # What the house has advanced on a bet, and what the wallet held at that moment, only the ledger says.
     booked = run.system_entries.filter(pl.col("contra") == "HOUSE")

@@ -6,12 +6,21 @@ import polars as pl
 
 from invariants import sometimes
 from invariants.anomalies.common import NOTHING, Found, found
-from invariants.history import HUNG_UP
+from invariants.anomalies.recovery import drift_reports
+from invariants.fates import RETRY_BY_KEY, Resolution
+from invariants.history import FINAL_RETRY, HUNG_UP
 from invariants.run import Run
+from invariants.snapshot import EVIDENCE, MissingEvidence
 from reference.routing import SHARDS
 
 REQUIRED_OPERATIONS: Final = ("deposit", "bet")
 """Operations without which there is no betting ledger to prove, whatever the workload names."""
+
+NUMBERS: Final = "numbers of attempts"
+"""Where a large run, which has no history of its own, keeps the numbers of its invoke records: attempt, in order."""
+
+LAST_READS: Final = "(last reads)"
+"""Stands for an operation where the keys are counted that could be, and were, sent again after the first snapshot."""
 
 LONGEST_RUN_S: Final = 30 * 86_400
 """Times of the run's clock lie between 0 and this; a wall clock's do not."""
@@ -67,7 +76,37 @@ def judge_unknown(run: Run, counts: pl.DataFrame) -> Found:
 
 
 def v03_fault_unmeasured(run: Run) -> Found:
-    """V03 fault unmeasured: a fault was requested and its start or its end was never seen from outside."""
+    """V03 fault unmeasured: a fault was requested and its start or its end was never seen from outside.
+
+    So too a drift that was planted and not seen in the store, or not seen repaired, or repaired before reconciliation
+    had either reported it or missed it (A35).
+    """
+    return _unmeasured_faults(run) + _unmeasured_drifts(run)
+
+
+def _unmeasured_drifts(run: Run) -> Found:
+    if run.drifts.is_empty():
+        return NOTHING
+    reports = drift_reports(run)
+    unread = run.drifts.join(reports.select("node", "user"), on=["node", "user"], how="anti", nulls_equal=True)
+    early = pl.col("repaired") < pl.col("planted") + pl.col("within_s")
+    wrong = reports.filter(
+        pl.col("measured").is_null() | pl.col("repaired").is_null() | (early & ~pl.col("seen") & ~pl.col("blind"))
+    )
+    return _sentences(
+        "V03", [f"a drift was planted on {node}, and the timeline does not say in what" for node in unread["node"]]
+    ) + found(
+        "V03",
+        wrong.sort("planted"),
+        lambda row: (
+            f"drift planted on {row['node']} in the balance of user {row['user']} at {row['planted']:.3f} s: measured"
+            f" {row['measured']}, repaired {row['repaired']}, {'reported' if row['seen'] else 'not reported'} within"
+            f" {row['within_s']:.0f} s"
+        ),
+    )
+
+
+def _unmeasured_faults(run: Run) -> Found:
     rows = run.requested_faults.filter(
         pl.col("start").is_null() | pl.col("end").is_null() | (pl.col("end") < pl.col("start"))
     )
@@ -82,7 +121,10 @@ def v03_fault_unmeasured(run: Run) -> Found:
 
 
 def v04_never(run: Run) -> Found:
-    """V04 never: a *sometimes* that this campaign must show did not happen. Nothing is listed: nothing to show."""
+    """V04 never: a *sometimes* that this run alone must show did not happen. Nothing is listed: nothing to show.
+
+    What only a campaign of several runs must show is added up over its runs (`ledgerproof sometimes`).
+    """
     if not run.config.required_sometimes:
         return NOTHING
     counts = sometimes.count(run)
@@ -96,16 +138,23 @@ def v05_incomplete_reads(run: Run) -> Found:
     """V05 incomplete reads: the final state was not read whole.
 
     A table or column is missing; a server was not read; a Kafka partition has offsets missing at its start
-    or in between; or the ledger holds no row of a server although acknowledged keys belong there.
+    or in between; or the ledger holds no row of a server although acknowledged keys belong there. Of a recorded run
+    (evidence 2 and later) also: there is no second snapshot, or the first one left keys to send again and none was.
     """
-    return judge_reads(run, told(run))
+    return _judge_reads(run, reads_told(run), rows=True)
 
 
 def judge_reads(run: Run, counts: pl.DataFrame) -> Found:
-    """Judge the snapshots, and by `told` which servers must hold entries (V05)."""
-    sentences = run.first.missing()
+    """Judge the snapshots, of whose files only the ends are read, and by `reads_told` what they must hold (V05)."""
+    return _judge_reads(run, counts, rows=False)
+
+
+def _judge_reads(run: Run, counts: pl.DataFrame, *, rows: bool) -> Found:
+    sentences = run.first.missing(rows=rows)
     if run.second is not None:
-        sentences += run.second.missing()
+        sentences += run.second.missing(rows=rows)
+    if run.config.evidence >= EVIDENCE and not sentences:
+        sentences += _protocol_left_out(run, counts)
     if sentences:
         return _sentences("V05", sentences)
     ledger_servers = set(run.final.column("ledger", "server").drop_nulls().unique().to_list())
@@ -139,18 +188,61 @@ def judge_reads(run: Run, counts: pl.DataFrame) -> Found:
     )
 
 
+def reads_told(run: Run) -> pl.DataFrame:
+    """Return `told`, and under the op LAST_READS how many keys could be sent again at the end (cls `able`, `sent`)."""
+    counts = told(run)
+    if run.config.evidence < EVIDENCE or run.second is None:
+        return counts
+    try:
+        able = run.first_resolution.filter(
+            pl.col("family").is_in(RETRY_BY_KEY) & (pl.col("resolution") != Resolution.UNRESOLVED.value)
+        )
+    except MissingEvidence:
+        return counts  # What is missing is a sentence of its own.
+    retried = run.attempts.filter(pl.col("tag") == FINAL_RETRY)
+    sent = able.join(retried, on=["family", "user", "key"], how="semi", nulls_equal=True)
+    last = pl.DataFrame(
+        {"op": LAST_READS, "cls": ["able", "sent"], "attempts": [able.height, sent.height]},
+        schema={"op": pl.String, "cls": pl.String, "attempts": pl.Int64},
+    )
+    return pl.concat([counts, last], how="diagonal")
+
+
+def _protocol_left_out(run: Run, counts: pl.DataFrame) -> list[str]:
+    """Return what is missing of the last reads: a random half of the unknown keys sent again, and a second snapshot."""
+    if run.second is None:
+        return [f"there is only one snapshot: nothing says what changed after {run.first.name}"]
+    last = counts.filter(pl.col("op") == LAST_READS)
+    able, sent = (int(last.filter(pl.col("cls") == name)["attempts"].sum()) for name in ("able", "sent"))
+    if 2 * sent < able:
+        return [f"{sent} of {able} keys with an unknown outcome were sent again, and half of them must be"]
+    return []
+
+
 def v06_recording(run: Run) -> Found:
     """V06 recording: a gap or a clock regression in the history.
 
     A part missing, corrupt or unfinished, or records taken but not written; a completion without its invoke;
-    an attempt recorded twice; a completion before its invoke; a time outside the run's clock.
+    an attempt recorded twice; a number left out, for attempts are numbered from 1 without a gap; a completion before
+    its invoke; a time outside the run's clock.
     """
-    return recording_problems(run) + broken_records(run)
+    return recording_problems(run) + numbers_left_out(run) + broken_records(run)
 
 
 def recording_problems(run: Run) -> Found:
     """Find what is wrong with the parts of the history (V06)."""
     return _sentences("V06", run.recording.problems())
+
+
+def numbers_left_out(run: Run) -> Found:
+    """Find the numbers that no attempt has (V06)."""
+    numbers = run.scratch.get(NUMBERS)
+    if numbers is None:
+        numbers = run.recording.frame.filter(pl.col("record") == "invoke").select("attempt").unique().sort("attempt")
+    gaps = numbers.with_columns(pl.col("attempt").shift(1).fill_null(0).alias("before")).filter(
+        pl.col("attempt") != pl.col("before") + 1
+    )
+    return found("V06", gaps, lambda row: f"after attempt {row['before']} the next one recorded is {row['attempt']}")
 
 
 def broken_records(run: Run) -> Found:

@@ -65,29 +65,43 @@ def a10_seq(run: Run) -> Found:
 
 
 def a12_money(run: Run) -> Found:
-    """A12 money: not conserved at the snapshot.
+    """A12 money: not conserved at a recorded cut: either snapshot, both taken at rest.
 
-    - Over all servers: Σ of each wallet's last balance_snapshot + house + escrow ≠ what came from outside,
-      where house, escrow and outside are sums over the entries' contra accounts.
-    - Per match that is neither settled nor void: escrow ≠ Σ reserves of its bets − Σ refunds of cancelled
-      orders. For any match: escrow below zero, unless it is being settled again. (Escrow left in a settled or
+    - In each snapshot, over all servers: Σ of each wallet's last balance_snapshot + house + escrow ≠ what came from
+      outside, where house, escrow and outside are sums over the entries' contra accounts.
+    - In the last one, per match that is neither settled nor void: escrow ≠ Σ reserves of its bets − Σ refunds of
+      cancelled orders. For any match: escrow below zero, unless it is being settled again. (Escrow left in a settled or
       void match is A30.)
     """
     return money_conserved(run, money(run)) + escrow_of_matches(run)
 
 
 def money(run: Run) -> pl.DataFrame:
-    """Return name, total (minor units): what wallets hold, and the sums of the contra accounts; sums of slices add."""
-    entries = run.entries
+    """Return cut (its snapshot), name, total (minor units): wallets' and contra accounts' sums; those of slices add."""
+    sums = [_sums(run.entries, run.final.name)]
+    if run.second is not None:
+        ordered = run.first.table("ledger").sort("user_id", "seq", "idempotent_key")
+        sums.append(_sums(ordered, run.first.name))
+    return pl.concat(sums)
+
+
+def _sums(entries: pl.DataFrame, cut: str) -> pl.DataFrame:
+    """Return the sums of `money` for one snapshot; `entries` by wallet and seq."""
     last = entries.filter(pl.col("user_id").ne_missing(pl.col("user_id").shift(-1)))
     contra = entries.group_by(pl.col("contra").alias("name")).agg((-pl.col("amount").sum()).alias("total"))
-    return pl.concat(
-        [last.select(pl.lit("WALLETS").alias("name"), pl.col("balance_snapshot").sum().alias("total")), contra]
-    )
+    held = last.select(pl.lit("WALLETS").alias("name"), pl.col("balance_snapshot").sum().alias("total"))
+    return pl.concat([held, contra]).select(pl.lit(cut).alias("cut"), "name", "total")
 
 
 def money_conserved(run: Run, sums: pl.DataFrame) -> Found:
-    """Judge the sums of `money`: wallets, house and escrow hold what came from outside."""
+    """Judge the sums of `money`: in each cut wallets, house and escrow hold what came from outside."""
+    total = _conserved(sums.filter(pl.col("cut") == run.final.name), run.final.name)
+    if run.second is not None:
+        total = _conserved(sums.filter(pl.col("cut") == run.first.name), run.first.name) + total
+    return total
+
+
+def _conserved(sums: pl.DataFrame, cut: str) -> Found:
     totals = {str(name): int(total) for name, total in sums.group_by("name").agg(pl.col("total").sum()).iter_rows()}
     held, house, escrow, outside = (totals.get(name, 0) for name in ("WALLETS", "HOUSE", "ESCROW", "EXTERNAL"))
     total = pl.DataFrame({"off": [held + house + escrow + outside]}).filter(pl.col("off") != 0)
@@ -95,7 +109,7 @@ def money_conserved(run: Run, sums: pl.DataFrame) -> Found:
         "A12",
         total,
         lambda row: (
-            f"wallets hold {held}, house {house}, escrow {escrow}: together {held + house + escrow}, but"
+            f"in {cut} wallets hold {held}, house {house}, escrow {escrow}: together {held + house + escrow}, but"
             f" {-outside} came from outside ({row['off']:+d})"
         ),
     )
@@ -242,8 +256,9 @@ def shard_owners(run: Run) -> Found:
 def a33_rewritten(run: Run) -> Found:
     """A33 rewritten: an entry of the first snapshot is absent from, or differs in, the second one.
 
-    The rows of a wallet up to its seq in the first snapshot must be the same rows in the second. Nothing to
-    compare, and so nothing found, in a run with one snapshot.
+    An UPDATE that changes nothing differs too: the row is another transaction's then (`ledger.xact`). The rows of a
+    wallet up to its seq in the first snapshot must be the same rows in the second. Nothing to compare, and so nothing
+    found, in a run with one snapshot.
     """
     if run.second is None:
         return NOTHING

@@ -13,7 +13,8 @@ SELECT count(*)
 
 -- name: ledger
 SELECT shard, user_id, seq, type, amount, contra, match_id, bet_id, settlement_version, balance_snapshot,
-       idempotent_key, reference_id, created_by, extract(epoch FROM created_at) AS created_at
+       idempotent_key, reference_id, created_by, extract(epoch FROM created_at) AS created_at,
+       xmin::text::bigint AS xact
   FROM wallet_ledger
 
 -- name: bets
@@ -59,7 +60,7 @@ SELECT match_id, fill_no, outcome, back_bet_id, back_user, lay_bet_id, lay_user,
   FROM fills
 
 -- name: routes
-SELECT shard, server_name, epoch, here::text AS here FROM shard_routes
+SELECT shard, server_name, epoch, here::text AS here, extract(epoch FROM changed_at) AS changed_at FROM shard_routes
 
 -- name: cancels
 SELECT user_id, idempotent_key, bet_id, match_id, outcome, cancelled_stake, refund, waiting::text AS waiting,
@@ -70,3 +71,11 @@ SELECT user_id, idempotent_key, bet_id, match_id, outcome, cancelled_stake, refu
 SELECT match_id, settlement_version, kind, result, state, last_arrival,
        extract(epoch FROM started_at) AS started_at, extract(epoch FROM finished_at) AS finished_at
   FROM settlements
+
+-- name: reconciliations
+-- One row for each finding of each pass, and one without a code for a pass without findings.
+SELECT r.run_id, r.kind, r.requested_by, r.state, extract(epoch FROM r.started_at) AS started_at,
+       extract(epoch FROM r.finished_at) AS finished_at, f.code, f.user_id, f.seq, f.match_id, f.event_id,
+       f.expected, f.found
+  FROM reconciliations r
+  LEFT JOIN reconciliation_findings f USING (run_no)

@@ -15,7 +15,7 @@ from invariants import history
 from invariants.files import append_line, publish
 from invariants.history import ANSWERED, SCHEMA
 from invariants.run import CONFIG_FILE, FIRST_SNAPSHOT, SECOND_SNAPSHOT
-from invariants.snapshot import SERVERS_READ
+from invariants.snapshot import ADDED_TABLES, SERVERS_READ
 from invariants.spool import Spool
 from invariants.timeline import Series, Timeline
 from ledgerproof import __version__, assess, collect
@@ -55,7 +55,11 @@ OPERATIONS: Final = (
     "resettle_match",
 )
 COLUMNS: Final[dict[str, dict[str, pl.DataType]]] = {
-    **{name: {"server": pl.String(), **columns} for name, columns in collect.TABLES.items() if name != "routes"},
+    **{
+        name: {"server": pl.String(), **{column: kind for column, kind in columns.items() if column != "xact"}}
+        for name, columns in collect.TABLES.items()
+        if name not in {"routes", *ADDED_TABLES}
+    },
     "kafka": collect.KAFKA_COLUMNS,
     "redis": collect.REDIS_COLUMNS,
 }

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from invariants.anomalies import CHECKS
+from invariants.timeline import load_timeline
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 150.0
@@ -104,7 +105,7 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     # The rate is one that a busy machine holds too: this test is about the proof, not about the speed.
     for rate in (80, 40, 20):
         code, out, err = finish(
-            place, "--duration", "20", "--rate", str(rate), "--seed", "11", "--json", "verdict.json"
+            place, "--duration", "20", "--rate", str(rate), "--seed", "11", "--audit", "--json", "verdict.json"
         )
         verdict = verdict_of(place)
         if not saturated(verdict):
@@ -125,7 +126,11 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     assert verdict["residue"] == []
     assert verdict["reconciliation"]["passes"] >= 1
     assert verdict["reconciliation"]["findings"] == {}
+    assert verdict["reconciliation"]["planted"] >= 1
     assert verdict["reconciliation"]["problems"] == []
+    assert verdict["live_audit"]["findings"] == verdict["live_audit"]["unseen"] == {}
+    assert verdict["live_audit"]["entries"] > verdict["acknowledged_bets"]
+    assert verdict["live_audit"]["records"] > verdict["acknowledged_bets"]
     assert [(fault["kind"], fault["target"][:2]) for fault in verdict["faults"]] == [
         ("kill", "pg"),
         ("kill", verdict["faults"][1]["target"][:2]),
@@ -140,6 +145,9 @@ def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> N
     assert {row["metric"] for row in verdict["sla"]} >= {"Availability", "API p99", "Duplicate entries"}
 
     (run,) = place.glob("reports/runs/*")
+    timeline = load_timeline(run)
+    planted = timeline.filter(timeline["kind"].str.starts_with("drift_"))
+    assert planted["kind"].to_list() == ["drift_planted", "drift_measured", "drift_repaired"]
     for name in ("report.html", "config.json", "timeline.parquet", "series.parquet", "snapshot-2/ledger.parquet"):
         assert (run / name).stat().st_size > 0
     assert "password" not in (run / "config.json").read_text()

@@ -5,12 +5,13 @@ from fractions import Fraction
 from math import ceil, floor
 from uuid import UUID
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from reference.commands import Side
 from reference.orderbook import Book, Fill, Order
+from tests.depth import depth
+from tests.machine.steps import TAKEN
 
 MATCH = UUID(int=1)
 
@@ -104,6 +105,8 @@ class OrderBookMachine(RuleBasedStateMachine):
             for traded in (fill.back, fill.lay):
                 self.orders[traded.arrival] = traded
                 self.unseen.add(traded.arrival)
+            assert fill.back.odds <= fill.odds <= fill.lay.odds, "nobody gets worse odds than asked for"
+            assert fill.back.user_id != fill.lay.user_id
         self.orders[arrival] = order
         self.model[arrival] = expected
         return arrival
@@ -170,6 +173,30 @@ class OrderBookMachine(RuleBasedStateMachine):
             assert order.spent == (model.backed if model.side == "BACK" else model.liability)
             assert order.spent + order.cancel_refund <= order.reserve
 
+    @invariant()
+    def nobody_waits_for_a_trade_that_is_there(self) -> None:
+        """What is left in the book cannot trade, unless both orders are of one wallet."""
+        for outcome in ("HOME", "AWAY"):
+            backs, lays = (self.book.open_orders(outcome, side) for side in (Side.BACK, Side.LAY))
+            crossed = [(back, lay) for back in backs for lay in lays if back.odds <= lay.odds]
+            assert all(back.user_id == lay.user_id for back, lay in crossed)
+
+    @invariant()
+    def what_one_side_matched_the_other_matched_too(self) -> None:
+        """Over all orders the fills take as much from backers as from layers, and winnings never exceed liability."""
+        backs, lays = ([o for o in self.orders.values() if o.side is side] for side in (Side.BACK, Side.LAY))
+        for name in ("matched_stake", "matched_liability", "winnings", "liability_hundredths"):
+            assert sum(getattr(order, name) for order in backs) == sum(getattr(order, name) for order in lays)
+        for order in self.orders.values():
+            assert order.winnings <= order.matched_liability
+            assert order.matched_stake + order.cancelled_stake + order.remaining == order.stake
+        for lay in lays:
+            assert 0 <= 100 * lay.matched_liability - lay.liability_hundredths < 100, "rounded up once, over all fills"
+
+    @invariant()
+    def step(self) -> None:
+        TAKEN["order book"] += 1
+
 
 TestOrderBook = OrderBookMachine.TestCase
-TestOrderBook.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestOrderBook.settings = depth(ci=60, nightly=1_500)

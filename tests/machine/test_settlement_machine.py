@@ -4,7 +4,6 @@ from fractions import Fraction
 from math import ceil, floor
 from uuid import UUID
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -20,6 +19,8 @@ from reference.settlement import (
     correction_of,
     entries_of,
 )
+from tests.depth import depth
+from tests.machine.steps import TAKEN
 
 MATCH = UUID(int=1)
 OUTCOMES = ("HOME", "DRAW", "AWAY")
@@ -104,6 +105,16 @@ class SettlementMachine(RuleBasedStateMachine):
         self.rulings.append(ruling)
 
     @precondition(lambda self: self.rulings)
+    @rule()
+    def repeat_the_first_settlement(self) -> None:
+        """A settler that was killed begins a page anew: whatever it posts is there already, under the same key."""
+        posted = {entry.key: entry for entry in self.posted}
+        for order in self.orders:
+            refunds = cancel_entries(order.user_id, MATCH, order.bet_id, order.cancel_refund)
+            for entry in refunds + entries_of(order, *self.rulings[0], 1, self.commission_bps):
+                assert posted[entry.key] == entry
+
+    @precondition(lambda self: self.rulings)
     @rule(ruling=st.sampled_from(RULINGS))
     def settle_again(self, ruling: Ruling) -> None:
         version = len(self.rulings) + 1
@@ -176,10 +187,42 @@ class SettlementMachine(RuleBasedStateMachine):
             assert taken == sum(order.reserve for order in self.orders)
 
     @invariant()
+    def the_house_takes_its_share_of_winnings_and_nothing_else(self) -> None:
+        """It never pays a bet, and all bets together never pay it more than the losers lost."""
+        if not self.rulings:
+            return
+        income = 0
+        for order in self.orders:
+            mine = [entry for entry in self.posted if entry.bet_id == order.bet_id]
+            taken = -sum(entry.amount for entry in mine if entry.contra is Contra.HOUSE) + self.owed(order.bet_id)
+            assert taken >= 0
+            won = sum(entry.amount for entry in mine if entry.contra is Contra.ESCROW) - order.reserve
+            assert taken <= max(0, won), "a winner keeps at least what it risked"
+            income += taken
+        fills = [fill for fill in self.exact_fills() if self.rulings[-1].kind is SettlementKind.SETTLE]
+        won = sum(
+            liability if outcome == self.rulings[-1].result else stake for *_, outcome, stake, liability, _ in fills
+        )
+        assert income <= won
+
+    @invariant()
+    def step(self) -> None:
+        TAKEN["settlement"] += 1
+
+    @invariant()
     def no_key_and_no_business_key_comes_twice(self) -> None:
         assert len({entry.key for entry in self.posted}) == len(self.posted)
         business = {(entry.bet_id, entry.type, entry.contra, entry.settlement_version) for entry in self.posted}
         assert len(business) == len(self.posted)
+
+    @invariant()
+    def an_entry_names_its_bet_and_its_key_says_the_same(self) -> None:
+        owners = {order.bet_id: order.user_id for order in self.orders}
+        for entry in self.posted:
+            assert (entry.match_id, entry.user_id) == (MATCH, owners[entry.bet_id])
+            assert 0 <= entry.settlement_version <= len(self.rulings) + 1
+            assert entry.key.startswith("ledger:")
+            assert entry.key.endswith(f":{entry.bet_id}:{entry.settlement_version}")
 
     @invariant()
     def signs_are_those_of_the_schema(self) -> None:
@@ -194,4 +237,4 @@ class SettlementMachine(RuleBasedStateMachine):
 
 
 TestSettlement = SettlementMachine.TestCase
-TestSettlement.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestSettlement.settings = depth(ci=80, nightly=2_000, steps=30)

@@ -70,6 +70,7 @@ class World:
     attempts: int = 0
     ids: int = 0
     required_sometimes: list[str] = field(default_factory=list)
+    evidence: int = 1
 
     # -- recording
 
@@ -103,13 +104,17 @@ class World:
         self.history.append({"record": record, "attempt": attempt, "client": 1, "t": self.tick()} | fields)
 
     def forget(self, **fields: Any) -> None:
-        """Remove the attempts whose invoke record has these values."""
+        """Let the attempts whose invoke record has these values never have been: the others close the gaps."""
         gone = {
             r["attempt"]
             for r in self.history
             if r["record"] == "invoke" and all(r.get(name) == value for name, value in fields.items())
         }
         self.history = [r for r in self.history if r["attempt"] not in gone]
+        numbers = {old: new for new, old in enumerate(sorted({r["attempt"] for r in self.history}), start=1)}
+        for row in self.history:
+            row["attempt"] = numbers[row["attempt"]]
+        self.attempts = len(numbers)
 
     def invoke_of(self, attempt: int) -> Row:
         return next(r for r in self.history if r["record"] == "invoke" and r["attempt"] == attempt)
@@ -140,6 +145,7 @@ class World:
             "balance_snapshot": balance + amount,
             "idempotent_key": key,
             "created_at": ORIGIN_UNIX_S + self.t,
+            "xact": len(self.tables["ledger"]) + 1,
         } | fields
         self.tables["ledger"].append(row)
         return row
@@ -189,6 +195,7 @@ class World:
                 "user_id": user,
                 "idempotent_key": key,
                 "outcome": outcome,
+                "created_at": ORIGIN_UNIX_S + self.t,
             }
         )
         self.complete(attempt, "fail", status=422, outcome=outcome, replayed=False)
@@ -204,9 +211,18 @@ class World:
         self.complete(attempt, "fail", status=409, outcome="REPLAYED_DIFFERENTLY")
 
     def read(self, user: int, *, source: str = "redis", client: int = 1, **extra: Any) -> None:
-        attempt = self.invoke("balance", user=user, client=client, **extra)
+        attempt = self.invoke("balance", user=user, client=client, strong=source == "ledger", **extra)
         seq, balance = self.balance(user)
-        self.complete(attempt, "ok", status=200, seq=seq, balance=balance, source=source, stale=False)
+        as_of = ORIGIN_UNIX_S + self.t
+        self.complete(attempt, "ok", status=200, seq=seq, balance=balance, source=source, stale=False, as_of=as_of)
+
+    def page(self, user: int, after_seq: int, *, limit: int = 20, client: int = 1) -> None:
+        """Read the entries of a wallet behind a seq."""
+        attempt = self.invoke("entries", user=user, client=client, after_seq=after_seq)
+        rows = [r for r in self.tables["ledger"] if r["user_id"] == user and r["seq"] > after_seq]
+        cut, rows = len(rows) > limit, rows[:limit]
+        last = {"seq": rows[-1]["seq"], "balance": rows[-1]["balance_snapshot"]} if rows else {}
+        self.complete(attempt, "ok", status=200, page_rows=len(rows), page_cut=cut, **last)
 
     def create_match(self, match_id: str) -> None:
         attempt = self.invoke("create_match", match_id=match_id, key=f"create-{match_id}")
@@ -218,6 +234,7 @@ class World:
                 "settlement_version": 0,
                 "result": None,
                 "closes_at": ORIGIN_UNIX_S + 9999,
+                "outcomes": "HOME,DRAW,AWAY",
             }
         )
         self.step(match_id, "OPEN", 0, None)
@@ -498,8 +515,9 @@ class World:
     def rechain(self) -> None:
         """Recompute seqs and balances after a test changed amounts or rows, as a consistent bug would."""
         heads: dict[int, tuple[int, int]] = {}
-        for row in self.tables["ledger"]:
+        for number, row in enumerate(self.tables["ledger"], start=1):
             seq, balance = heads.get(row["user_id"], (0, 0))
+            row["xact"] = number
             row["seq"], row["balance_snapshot"] = seq + 1, balance + row["amount"]
             heads[row["user_id"]] = (row["seq"], row["balance_snapshot"])
         for bet in self.tables["bets"]:
@@ -512,10 +530,13 @@ class World:
                     answer |= {"seq": row["seq"], "balance": row["balance_snapshot"]}
         known = {(r["user_id"], r["seq"]): r["balance_snapshot"] for r in self.tables["ledger"]}
         for answer in self.history:
-            if answer["record"] == "ok" and answer.get("source"):
-                user = self.invoke_of(answer["attempt"])["user"]
+            if answer["record"] == "ok" and (answer.get("source") or answer.get("page_rows")):
+                asked = self.invoke_of(answer["attempt"])
+                user = asked["user"]
                 answer["seq"] = min(answer["seq"], heads[user][0])
                 answer["balance"] = known[user, answer["seq"]]
+                if answer.get("page_rows"):
+                    answer["page_rows"] = answer["seq"] - asked["after_seq"]
 
     def derive(self) -> "World":
         """Rebuild outbox, Kafka, projection and cache from the rest."""
@@ -532,6 +553,7 @@ class World:
                     "payload": json.dumps(payload),
                     **{name: payload.get(name) for name in ("user_id", "seq", "amount", "balance")},
                     "published_to_kafka": True,
+                    "created_at": ORIGIN_UNIX_S + self.t,
                 }
             )
 
@@ -596,6 +618,7 @@ class World:
                 "offset": offset,
                 "key": event["partition_key"],
                 **{k: event[k] for k in ("event_id", "event_type", "user_id", "seq", "amount", "balance", "payload")},
+                "timestamp": event["created_at"],
             }
         )
 
@@ -611,6 +634,8 @@ class World:
             routing=ROUTING,
             commission_bps=self.commission_bps,
             required_sometimes=self.required_sometimes,
+            origin_unix=ORIGIN_UNIX_S,
+            evidence=self.evidence,
         )
         return run_of_frames(
             config=config,
@@ -703,5 +728,7 @@ def small_world() -> World:
     w.bet(CYD, M_OPEN, "AWAY", "LAY", 310, 70, "o-lay-2")
     w.read(ANN)
     w.read(ANN, min_seq=1)
+    w.page(ANN, 2)
+    w.page(ANN, 0, limit=3)
     w.tables["orders"].sort(key=lambda o: (o["match_id"], o["arrival"]))
     return w.derive()

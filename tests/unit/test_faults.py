@@ -83,7 +83,9 @@ def test_measured_edges_belong_to_the_fault_that_was_asked_for(timeline: Timelin
     book = EdgeBook(timeline, origin=100.0)
     planned = PlannedFault(7, "kill", "pg0", 0.0, 1.0)
     book.expect(planned, requested_s=5.0)
+    assert not book.wait_started(planned, 0.0)
     book.on_edge(Edge("pg0", False, 104.9, 104.8, "reset"))
+    assert book.wait_started(planned, 0.0)
     book.on_edge(Edge("pg1", False, 105.5, 105.4, "reset"))
     assert not book.wait_ended(planned, 0.0)
     book.healing(planned)
@@ -105,6 +107,7 @@ def test_a_slow_answer_before_the_fault_is_not_its_end(timeline: Timeline) -> No
     book.expect(planned, requested_s=5.0)
     book.on_edge(Edge("api0", False, 5.1, 5.0, SILENT))
     book.on_edge(Edge("api0", True, 5.3, 5.2, ""))
+    assert not book.wait_started(planned, 0.0), "it was only slow"
     book.on_edge(Edge("api0", False, 5.5, 5.4, "reset"))
     book.healing(planned)
     book.on_edge(Edge("api0", True, 9.0, 8.9, ""))

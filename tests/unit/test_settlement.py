@@ -207,12 +207,15 @@ def test_unmatched_stake_comes_back_before_the_payout_under_its_own_key() -> Non
         f"ledger:REFUND:{half.bet_id}:1",
     )
     assert payout.amount == 30
+    for entry in (refund, payout):
+        assert (entry.user_id, entry.match_id, entry.bet_id) == (44, MATCH, half.bet_id)
 
 
 def test_a_cancelled_bet_is_not_refunded_twice() -> None:
     order = Order(UUID(int=5), MATCH, 55, "HOME", Side.BACK, 200, 70, 70, 1)
     refund = order.cancel_rest("REQUESTED")
     (entry,) = cancel_entries(55, MATCH, order.bet_id, refund)
+    assert (entry.user_id, entry.match_id, entry.bet_id) == (55, MATCH, order.bet_id)
     assert (entry.amount, entry.settlement_version) == (70, 0)
     assert entry.key == f"ledger:REFUND:{order.bet_id}:0"
     assert entries_of(order, SettlementKind.SETTLE, "HOME", 1, 200) == []

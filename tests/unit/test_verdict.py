@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable
 
 import pytest
-from honest_world import ANN, BOB, M_OPEN, World, frame, small_world
+from honest_world import ANN, BOB, M_SETTLED, M_VOID, World, frame, small_world
 
 from invariants.anomalies import Check, Found
 from invariants.history import SCHEMA, LoadReport
@@ -91,7 +91,7 @@ def test_missing_snapshot_is_invalid_and_never_raises() -> None:
 
 
 def operation_never_succeeded(w: World) -> None:
-    w.complete(w.invoke("void_match", match_id=M_OPEN, key="v"), "fail", status=422, outcome="ILLEGAL_TRANSITION")
+    w.complete(w.invoke("void_match", match_id=M_SETTLED, key="v"), "fail", status=422, outcome="ILLEGAL_TRANSITION")
     for row in w.history:
         if row["record"] == "ok" and w.invoke_of(row["attempt"])["op"] == "entries":
             row["record"] = "fail"
@@ -291,10 +291,10 @@ def test_overlapping_faults_settle_and_void_backlog_and_contention_are_counted()
     world = small_world()
     for kind, t in (("fault_requested", 0.55), ("fault_start", 0.7), ("fault_end", 1.0)):
         world.timeline.append({"t": t, "kind": kind, "node": "redis", "fault": "pause", "fault_id": 2})
-    settle = world.invoke("settle_match", match_id=M_OPEN, selection="HOME", key="race-1")
-    void = world.invoke("void_match", match_id=M_OPEN, key="race-2")
-    for attempt in (settle, void):
-        world.complete(attempt, "fail", status=422, outcome="ILLEGAL_TRANSITION")
+    settle = world.invoke("settle_match", match_id=M_VOID, selection="HOME", key="race-1")
+    void = world.invoke("void_match", match_id=M_VOID, key="race-2")
+    world.complete(settle, "fail", status=422, outcome="ILLEGAL_TRANSITION")
+    world.complete(void, "ok", status=202, outcome="ACCEPTED", replayed=True)
     first = world.invoke("withdraw", user=BOB, amount=10**9, key="c-1")
     world.refuse("withdraw", BOB, 10**9, "c-2")
     world.refuse("withdraw", BOB, 10**9, "c-1")

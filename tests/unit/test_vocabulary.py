@@ -122,3 +122,10 @@ def test_every_sql_file_has_named_blocks(file: str) -> None:
 
 def test_a_uuid_of_any_version_has_a_home() -> None:
     assert 0 <= shard_of_match(UUID(int=0)) < SHARDS
+
+
+@pytest.mark.parametrize(("low_bits", "shard"), [(0, 0), (1, 1), (99, 99), (100, 0), (2**63, 8), (2**64 - 1, 15)])
+@pytest.mark.parametrize("high_bits", [0, 1, 2**64 - 1])
+def test_the_home_of_a_match_follows_from_the_low_half_of_its_id(low_bits: int, shard: int, high_bits: int) -> None:
+    assert shard_of_match(UUID(int=high_bits << 64 | low_bits)) == shard
+    assert isinstance(shard_of_match(UUID(int=low_bits)), int)
