@@ -118,7 +118,7 @@ def judge_folder(
         _log.warning("the run is judged whole, which takes the memory for it: %s", error)
         return _judge_whole(folder, checks, costs, judges)
     with place:
-        return _judge_slices(cut, checks, costs, judges, rows_recorded(folder))
+        return _judge_slices(cut, checks, costs, judges)
 
 
 def _judge_whole(folder: Path, checks: dict[str, Check], costs: Costs, judges: Sequence[str]) -> Judgement:
@@ -133,9 +133,7 @@ def _judge_whole(folder: Path, checks: dict[str, Check], costs: Costs, judges: S
     return judge(run, {code: timed(check) for code, check in checks.items()}, judges)
 
 
-def _judge_slices(
-    cut: Slices, checks: dict[str, Check], costs: Costs, judges: Sequence[str], records: int
-) -> Judgement:
+def _judge_slices(cut: Slices, checks: dict[str, Check], costs: Costs, judges: Sequence[str]) -> Judgement:
     started = time.monotonic()
     findings = _Findings()
     for code, check in checks.items():
@@ -168,7 +166,7 @@ def _judge_slices(
         unchecked={code: why for code, why in failed.items() if code not in findings.too_old},
         undecided=undecided,
         witnesses=[witness for findings_of in found.values() for witness in findings_of.witnesses],
-        asked=costs.of("other judges", lambda: ask_others(cut.whole, judges, columns, subjects, records)),
+        asked=costs.of("other judges", lambda: ask_others(cut.whole, judges, columns, subjects, None)),
         left_open=_outcome("unresolved", findings.unresolved, findings),
         shown=shown,
         duplicates=_outcome("duplicates", findings.duplicates, findings),

@@ -154,9 +154,12 @@ class Asked:
 
 
 def ask_others(
-    run: Run, judges: Sequence[str], columns: Judged, subjects: dict[str, frozenset[str]], records: int
+    run: Run, judges: Sequence[str], columns: Judged, subjects: dict[str, frozenset[str]], records: int | None
 ) -> Asked:
-    """Ask the other judges of a run of so many history records; `columns` and `subjects` are the first one's."""
+    """Ask the other judges of a run of so many history records; `columns` and `subjects` are the first one's.
+
+    `records` None: the run is cut, and only judges that read the files themselves can be asked, those without a bound.
+    """
     asked = Asked([columns], {COLUMNS: Opinion(subjects)}, [])
     for name in judges:
         judged, opinion, problems = _asked(name, run, records)
@@ -215,10 +218,13 @@ def _damaged(counts: dict[str, int]) -> bool:
     return any(counts.get(code, 0) for code in DAMAGED_EVIDENCE)
 
 
-def _asked(name: str, run: Run, records: int) -> tuple[Judged, Opinion | None, list[str]]:
+def _asked(name: str, run: Run, records: int | None) -> tuple[Judged, Opinion | None, list[str]]:
     """Ask one judge; return what it decided, its opinion if it has one, and why that proves nothing, if so."""
     asked = JUDGES[name]
-    if asked.max_records is not None and records > asked.max_records:
+    if asked.max_records is not None and records is None:
+        why = f"the run is judged in slices; this judge reads whole runs of up to {asked.max_records} records"
+        return Judged(name, skipped=why), None, []
+    if asked.max_records is not None and records is not None and records > asked.max_records:
         why = f"the history has {records} records; this judge reads up to {asked.max_records}"
         return Judged(name, skipped=why), None, []
     started = time.monotonic()
