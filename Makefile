@@ -30,8 +30,9 @@ check: setup ## Lint, format, types and import directions; changes nothing
 mutation: setup ## Change rules and folds in small ways: do the tests notice? (ARGS="--minutes 10")
 	$(BIN)/python tools/mutation.py $(ARGS)
 
-nightly: setup ## What takes hours: deep random machines, then every mutant of rules and folds
+nightly: setup ## What takes hours: deep random machines, planted bugs in slices, every mutant of rules and folds
 	$(BIN)/pytest tests/machine tests/stack/test_exchange_on_postgres.py --hypothesis-profile nightly --timeout 14400
+	$(BIN)/pytest tests/unit/test_judge_scale.py --hypothesis-profile nightly
 	$(BIN)/python tools/mutation.py --minutes 0
 
 up: setup ## Start the stack and the service and leave them running

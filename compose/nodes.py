@@ -143,6 +143,8 @@ def clear_way(node: NodeRecord) -> None:
 
 def launch(node: NodeRecord) -> Identity:
     """Start the node's process and return its identity; NodeDied if its program cannot be run."""
+    if node.kind == "postgres":
+        postgres.forget_zombie(Path(node.folder))
     try:
         return processes.spawn(node.argv, token=node.token, log=node.log, env=environment(node))
     except OSError as error:

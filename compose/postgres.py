@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from compose import privileges, wire
+from compose import privileges, processes, wire
 from compose.errors import NodeDied, StackError
 from compose.processes import Errand
 
@@ -71,6 +71,21 @@ def prepare(folder: Path, port: int, password: str, errand: Errand) -> list[str]
 def check_ready(port: int, timeout_s: float) -> None:
     """Raise wire.NoAnswer unless the server takes sessions."""
     wire.postgres_is_ready(port, timeout_s)
+
+
+def forget_zombie(folder: Path) -> None:
+    """Remove the lock file of a server that was killed and whose parent has not taken note yet.
+
+    Postgres asks only whether there is a process of that number, so it takes a zombie for a running server and does
+    not start. The parent may be a process that has no reason to look, or an init that looks now and then.
+    """
+    lock = folder / "data" / "postmaster.pid"
+    try:
+        pid = int(lock.read_text().splitlines()[0])
+    except (OSError, IndexError, ValueError):
+        return
+    if processes.is_zombie(pid):
+        lock.unlink(missing_ok=True)
 
 
 def segments_in_use(pids: Collection[int]) -> set[int]:

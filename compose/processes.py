@@ -362,6 +362,15 @@ def _matches(candidate: str, token: str) -> bool:
     return candidate.startswith(token) if token.endswith("/") else candidate == token
 
 
+def is_zombie(pid: int) -> bool:
+    """Return whether a process has ended and only waits for its parent to take note; False if there is none."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return text[text.rfind(")") + 2 :].startswith(("Z", "X"))
+
+
 def _read(pid: int) -> Process | None:
     """Read one process from /proc, without its tokens; None if it is gone or a zombie."""
     try:

@@ -186,6 +186,8 @@ def resolve(
     kept = own.with_columns(pl.col("key").str.strip_prefix(ROLLBACK_PREFIX))
     denied = pl.concat([refusals, _marked(cancels.filter(~accepted), "cancel"), _marked(kept, "rollback")])
     names = ["family", "user", "key"]
+    # Few keys are unknown, and most effects belong to others.
+    effects = effects.join(unknown, on=names, how="semi", nulls_equal=True)
     marked = unknown.join(
         effects.unique().with_columns(applied=True), on=names, how="left", nulls_equal=True, maintain_order="left"
     ).join(denied.unique().with_columns(denied=True), on=names, how="left", nulls_equal=True, maintain_order="left")

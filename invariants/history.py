@@ -7,8 +7,8 @@ harness therefore loses at most one flush interval, and `load` says that it did.
 """
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NotRequired, Required, TypedDict
 
@@ -257,11 +257,18 @@ class LoadReport:
 
 def load(folder: Path) -> LoadReport:
     """Read `folder`/history, verifying every checksum. Never raises for a damaged recording: it reports it."""
-    place = folder / FOLDER
     frames: list[pl.DataFrame] = []
+    report = load_parts(folder, frames.append)
+    return replace(report, frame=pl.concat(frames)) if frames else report
+
+
+def load_parts(folder: Path, take: Callable[[pl.DataFrame], None]) -> LoadReport:
+    """Give every whole part of `folder`/history to `take`, in order, and report as `load` does, with an empty frame."""
+    place = folder / FOLDER
     missing: list[str] = []
     corrupt: list[str] = []
     listed: set[str] = set()
+    parts = rows = 0
     closing: dict[str, object] | None = None
     lacking: set[str] = set()
     manifest = place / MANIFEST
@@ -284,17 +291,17 @@ def load(folder: Path) -> LoadReport:
             corrupt.append(name)
         else:
             lacking |= ADDED - set(frame.columns)
-            frames.append(_completed(frame))
+            take(_completed(frame))
+            parts, rows = parts + 1, rows + frame.height
     present = {path.name for path in place.glob("part-*")} if place.exists() else set()
-    frame = pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA)
     return LoadReport(
-        frame=frame,
-        parts=len(frames),
+        frame=pl.DataFrame(schema=SCHEMA),
+        parts=parts,
         closed=closing is not None,
         missing=missing,
         corrupt=corrupt,
         unfinished=sorted(present - listed),
-        lost_rows=_rows_missing(closing, frame.height) if not missing and not corrupt else 0,
+        lost_rows=_rows_missing(closing, rows) if not missing and not corrupt else 0,
         lacking=frozenset(lacking),
     )
 

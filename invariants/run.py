@@ -135,6 +135,8 @@ class Run:
         self.second = second
         self.scratch: dict[str, pl.DataFrame] = {}
         """Frames that several checks of one theme share."""
+        self.shown: dict[str, int] | None = None
+        """How often each *sometimes* happened, where that was counted slice by slice."""
 
     @property
     def final(self) -> Snapshot:
@@ -174,6 +176,9 @@ class Run:
     def first_resolution(self) -> pl.DataFrame:
         """What the first snapshot says of the keys that were unknown when it was taken."""
         before = self.attempts.filter(pl.col("tag").ne_missing(FINAL_RETRY))
+        # Only a key with an unanswered attempt can be unknown.
+        unanswered = before.filter(pl.col("cls") == "info")
+        before = before.join(unanswered, on=["family", "user", "key"], how="semi", nulls_equal=True)
         return fates.resolve(fates.fates(before), self.first, self.server_of_shard)
 
     @cached_property
@@ -292,6 +297,15 @@ class Run:
         for frame in edges.values():
             asked = asked.join(frame, on="fault_id", how="left")
         return asked.sort("requested", "fault_id")
+
+
+def final_snapshot(folder: Path) -> Snapshot:
+    """Return the snapshot of a run folder that is judged: the second where there is one. Raises MissingEvidence."""
+    evidence = load_config(folder).evidence
+    second = folder / SECOND_SNAPSHOT
+    if second.exists():
+        return Snapshot(SECOND_SNAPSHOT, second, evidence=evidence)
+    return Snapshot(FIRST_SNAPSHOT, folder / FIRST_SNAPSHOT, evidence=evidence)
 
 
 def load_run(folder: Path) -> Run:

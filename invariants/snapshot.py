@@ -217,14 +217,17 @@ class Snapshot:
         name: str,
         folder: Path | None,
         frames: Mapping[str, pl.DataFrame] | None = None,
+        servers: frozenset[str] | None = None,
         *,
         evidence: int = 1,
     ) -> None:
         """Read from `folder` on demand, or from `frames` where those are given.
 
-        `evidence` says what must be there: of 1 only what was recorded from the first.
+        `servers` are those that were read, for frames that are only a part of a snapshot. `evidence` says what must be
+        there: of 1 only what was recorded from the first.
         """
         self.name = name
+        self._servers = servers
         self._evidence = evidence
         self._folder = folder
         self._raw: dict[str, pl.DataFrame] = dict(frames or {})
@@ -239,6 +242,38 @@ class Snapshot:
             self._tables[name] = self._shaped(name, self._read(name))
         return self._tables[name]
 
+    def scan(self, name: str) -> pl.LazyFrame:
+        """Return one table in the form of `table`, read only when and as far as it is needed.
+
+        Raises as `table` does when the table is absent, its file has no readable end or it lacks a column.
+        """
+        source = self.raw(name)
+        if not isinstance(source, Path) or name in self._tables:
+            return self.table(name).lazy()
+        schema = TABLES[name]
+        try:
+            frame = pl.scan_parquet(source)
+            columns = frame.collect_schema()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
+        if not columns:
+            return pl.DataFrame(schema=schema).lazy()
+        if self._evidence < EVIDENCE:
+            later = ADDED_COLUMNS.get(name, frozenset()) - set(columns)
+            frame = frame.with_columns(pl.lit(None, dtype=schema[column]).alias(column) for column in sorted(later))
+            columns = frame.collect_schema()
+        if any(columns.get(column) != kind for column, kind in schema.items()):
+            # Whether another type fits is decided by its values.
+            return self.table(name).lazy()
+        return frame.select(*schema)
+
+    def column(self, table: str, name: str) -> pl.Series:
+        """Return one column of a table. Raises MissingEvidence."""
+        try:
+            return self.scan(table).select(name).collect().to_series()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise MissingEvidence(f"{self.name} table {table} cannot be read: {error}") from error
+
     def raw(self, name: str) -> Path | pl.DataFrame | None:
         """Return where one table is, unread and unchecked: its file, its frame, or None without either."""
         if name in self._raw:
@@ -246,12 +281,18 @@ class Snapshot:
         path = self._folder / f"{name}.parquet" if self._folder is not None else None
         return path if path is not None and path.exists() else None
 
-    def missing(self) -> list[str]:
-        """Return one sentence for every table that cannot be read as `TABLES` says."""
+    def missing(self, *, rows: bool = True) -> list[str]:
+        """Return one sentence for every table that cannot be read as `TABLES` says.
+
+        Without `rows` only the end of each file is read, which says its columns.
+        """
         found: list[str] = []
         for name in TABLES:
             try:
-                self.table(name)
+                if rows:
+                    self.table(name)
+                else:
+                    self.scan(name)
             except NotRecorded:
                 continue
             except MissingEvidence as error:
@@ -263,7 +304,7 @@ class Snapshot:
         found: set[str] = set()
         for name in {*ADDED_COLUMNS, *ADDED_TABLES}:
             try:
-                there = self._read(name).columns
+                there = self._columns(name)
             except NotRecorded:
                 found.add(name)
             except MissingEvidence:
@@ -275,18 +316,31 @@ class Snapshot:
     @property
     def lists_servers(self) -> bool:
         """Whether the snapshot itself says which servers were read."""
+        if self._servers is not None:
+            return True
         return self._folder is not None and (self._folder / SERVERS_READ).exists()
 
     def servers_read(self) -> frozenset[str]:
         """Return the servers that were read, by the snapshot's own list or else by the rows it holds."""
+        if self._servers is not None:
+            return self._servers
         if self._folder is not None and self.lists_servers:
             listed = (self._folder / SERVERS_READ).read_bytes()
             return frozenset(msgspec.json.decode(listed, type=list[str]))
         seen: set[str] = set()
         for name, columns in TABLES.items():
             if "server" in columns and name not in ADDED_TABLES:
-                seen.update(self.table(name)["server"].drop_nulls().unique().to_list())
+                seen.update(self.column(name, "server").drop_nulls().unique().to_list())
         return frozenset(seen)
+
+    def _columns(self, name: str) -> list[str]:
+        source = self.raw(name)
+        if not isinstance(source, Path):
+            return self._read(name).columns
+        try:
+            return pl.scan_parquet(source).collect_schema().names()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise MissingEvidence(f"{self.name} table {name} cannot be read: {error}") from error
 
     def _read(self, name: str) -> pl.DataFrame:
         source = self.raw(name)

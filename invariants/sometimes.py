@@ -30,6 +30,8 @@ _KEY: Final = ["family", "user", "key"]
 
 def count(run: Run) -> dict[str, int]:
     """Return how often each *sometimes* of `COUNTERS` happened. Raises MissingEvidence without a snapshot."""
+    if run.shown is not None:
+        return run.shown
     return {name: counter(run) for name, counter in COUNTERS.items()}
 
 
@@ -75,15 +77,23 @@ def _lost_answers(run: Run) -> pl.DataFrame:
     A key counts when it has an entry and no attempt was answered as the original: then the commit belongs to
     an unanswered one.
     """
+    cached = run.scratch.get("lost_answers")
+    if cached is not None:
+        return cached
     own = run.attempts.filter((pl.col("family") == "ledger") & pl.col("tag").ne_missing(FINAL_RETRY))
-    originals = own.filter((pl.col("cls") == "ok") & ~pl.col("replayed").fill_null(False)).select("user", "key")
-    entries = run.client_entries.select(pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
+    # Unanswered attempts are few: everything else is first cut down to their keys.
+    names = ["user", "key"]
+    unanswered = own.filter(pl.col("cls") == "info")
+    originals = own.filter((pl.col("cls") == "ok") & ~pl.col("replayed").fill_null(False)).select(names)
+    as_names = (pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
+    entries = run.client_entries.select(as_names).join(unanswered, on=names, how="semi")
     if run.second is not None:
         # What a final retry applied was not applied by the lost attempt.
-        held = run.first.table("ledger").select(pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key"))
-        entries = entries.join(held, on=["user", "key"], how="semi")
-    unanswered = own.filter(pl.col("cls") == "info").join(originals.unique(), on=["user", "key"], how="anti")
-    return unanswered.join(entries.unique(), on=["user", "key"], how="semi")
+        held = run.first.table("ledger").select(as_names)
+        entries = entries.join(held, on=names, how="semi")
+    lost = unanswered.join(originals, on=names, how="anti").join(entries, on=names, how="semi")
+    run.scratch["lost_answers"] = lost
+    return lost
 
 
 def _commit_answer_lost(run: Run) -> int:
@@ -108,6 +118,15 @@ def _killed_between(run: Run) -> int:
     return total
 
 
+REPEATED: Final = "records sent again"
+"""Where a large run keeps what its slices found: topic and timestamp of the records that repeat an event."""
+
+
+def repeated_records(run: Run) -> pl.DataFrame:
+    """Return topic and timestamp of the Kafka records that repeat an earlier event id; those of slices add."""
+    return _raw_duplicates(run).select("topic", "timestamp")
+
+
 def _raw_duplicates(run: Run) -> pl.DataFrame:
     return run.events.filter(~pl.col("event_id").is_first_distinct())
 
@@ -127,9 +146,10 @@ def _relay_died_between(run: Run) -> int:
 
 def _projection_dropped(run: Run) -> int:
     """Count wallet events that are in Kafka twice and whose projection, at or past them, is right."""
-    entries = run.entries.select("user_id", "seq", pl.col("balance_snapshot").alias("balance"))
-    right = run.table("projection").join(entries, on=["user_id", "seq", "balance"], how="semi")
     repeated = _raw_duplicates(run).filter(pl.col("user_id").is_not_null() & pl.col("seq").is_not_null())
+    entries = run.entries.join(repeated, on="user_id", how="semi")
+    entries = entries.select("user_id", "seq", pl.col("balance_snapshot").alias("balance"))
+    right = run.table("projection").join(entries, on=["user_id", "seq", "balance"], how="semi")
     rows = repeated.select("user_id", "seq").join(
         right.select("user_id", pl.col("seq").alias("stands_at")), on="user_id", how="inner"
     )
@@ -143,7 +163,9 @@ def _stale_flagged(run: Run) -> int:
 
 def _refused_under_contention(run: Run) -> int:
     """Count refusals for lack of funds while another command of the same wallet was under way."""
-    commands = run.attempts.filter(pl.col("family") == "ledger").sort("user", "t_invoke")
+    commands = run.attempts.filter(pl.col("family") == "ledger")
+    refused = commands.filter(pl.col("outcome") == "INSUFFICIENT_FUNDS")
+    commands = commands.join(refused, on="user", how="semi").sort("user", "t_invoke")
     same_before = pl.col("user") == pl.col("user").shift(1)
     same_after = pl.col("user") == pl.col("user").shift(-1)
     busy = (same_before & (pl.col("t_return").shift(1) > pl.col("t_invoke"))) | (
@@ -266,7 +288,8 @@ def _came_again(run: Run) -> int:
 def _sent_twice_since(run: Run, node: str, began_s: float) -> int:
     """Count the records that repeat an event on the topics of a consumer's process, sent since a moment (seconds)."""
     topics = CONSUMED.get(node.rstrip("0123456789"), tuple(TOPIC_OF.values()))
-    repeated = _raw_duplicates(run).filter(pl.col("topic").is_in(topics))
+    known = run.scratch.get(REPEATED)
+    repeated = (repeated_records(run) if known is None else known).filter(pl.col("topic").is_in(topics))
     if run.config.origin_unix is None:
         return repeated.height
     since = run.config.origin_unix + began_s - run.clock_slack_s
@@ -297,6 +320,21 @@ COUNTERS: Final[dict[str, Callable[[Run], int]]] = {
     "a shard was moved to another server": _shard_moved,
 }
 """Name of each *sometimes* → the function that counts it."""
+
+OF_THE_RUN: Final = frozenset(
+    {
+        "failover promoted the standby",
+        "a consumer got an event again after a rebalance",
+        "a cache fill lost to a newer one",
+        "a settled match was settled again",
+        "backlog over 10000 then drained",
+        "two faults overlapped",
+        "a shard was moved to another server",
+    }
+)
+"""Counted once for the whole run; the others are sums over its wallets."""
+OF_MATCHES: Final = frozenset({"a bet arrived while its match closed"})
+"""Sums over the matches of the run."""
 
 
 def never(counts: Iterable[Mapping[str, int]], required: Iterable[str] = tuple(COUNTERS)) -> list[str]:

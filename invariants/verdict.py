@@ -118,7 +118,7 @@ def judge(run: Run, checks: dict[str, Check] | None = None, judges: Sequence[str
     subjects: dict[str, frozenset[str]] = {}
     started = time.monotonic()
     for code, check in checks.items():
-        result = _attempted(check.find, run)
+        result = attempted(check.find, run)
         if isinstance(result, Found):
             counts[code] = result.count
             witnesses += result.witnesses
@@ -129,26 +129,71 @@ def judge(run: Run, checks: dict[str, Check] | None = None, judges: Sequence[str
             undecided[code] = result.why
         else:
             unchecked[code] = result.why
-    defects = [f"{code} could not be checked: {why}" for code, why in unchecked.items()]
-    asked = [Judged(COLUMNS, sorted(subjects), time.monotonic() - started)]
-    opinions = {COLUMNS: Opinion(subjects)}
-    for name in judges:
-        judged, opinion, problems = _asked(name, run)
-        asked.append(judged)
-        defects += problems
-        if opinion is not None:
-            opinions[name] = opinion
-    differences = disagreements(opinions, only=DAMAGED_EVIDENCE if _damaged(counts) else None)
-    defects += [difference.text for difference in differences]
+    subjects_found = Judged(COLUMNS, sorted(subjects), time.monotonic() - started)
+    return conclude(
+        checks=checks,
+        counts=counts,
+        unchecked=unchecked,
+        undecided=undecided,
+        witnesses=witnesses,
+        asked=ask_others(run, judges, subjects_found, subjects, run.recording.frame.height),
+        left_open=attempted(unresolved_keys, run),
+        shown=attempted(sometimes.count, run),
+        duplicates=attempted(sometimes.raw_duplicates, run),
+    )
 
-    left_open = _attempted(_unresolved, run)
-    shown = _attempted(sometimes.count, run)
-    duplicates = _attempted(sometimes.raw_duplicates, run)
+
+@dataclass(frozen=True)
+class Asked:
+    """What the judges said."""
+
+    judges: list[Judged]
+    opinions: dict[str, Opinion]
+    problems: list[str]
+    """Why what one of them said proves nothing."""
+
+
+def ask_others(
+    run: Run, judges: Sequence[str], columns: Judged, subjects: dict[str, frozenset[str]], records: int | None
+) -> Asked:
+    """Ask the other judges of a run of so many history records; `columns` and `subjects` are the first one's.
+
+    `records` None: the run is cut, and only judges that read the files themselves can be asked, those without a bound.
+    """
+    asked = Asked([columns], {COLUMNS: Opinion(subjects)}, [])
+    for name in judges:
+        judged, opinion, problems = _asked(name, run, records)
+        asked.judges.append(judged)
+        asked.problems.extend(problems)
+        if opinion is not None:
+            asked.opinions[name] = opinion
+    return asked
+
+
+def conclude(
+    *,
+    checks: dict[str, Check],
+    counts: dict[str, int],
+    unchecked: dict[str, str],
+    undecided: dict[str, str],
+    witnesses: list[Witness],
+    asked: Asked,
+    left_open: "tuple[int, int] | Failure",
+    shown: "dict[str, int] | Failure",
+    duplicates: "int | Failure",
+) -> Judgement:
+    """Return the judgement that follows from what every check found, or why it could not look."""
+    defects = [f"{code} could not be checked: {why}" for code, why in unchecked.items()] + asked.problems
+    differences = disagreements(asked.opinions, only=DAMAGED_EVIDENCE if _damaged(counts) else None)
+    defects += [difference.text for difference in differences]
     for outcome, what in ((left_open, "unknown keys"), (shown, "sometimes"), (duplicates, "raw duplicates")):
-        if isinstance(outcome, _Failure):
+        if isinstance(outcome, Failure):
             defects.append(f"the {what} could not be counted: {outcome.why}")
-    unresolved, unresolved_reasons = (0, []) if isinstance(left_open, _Failure) else left_open
-    defects += unresolved_reasons
+    last, late = (0, 0) if isinstance(left_open, Failure) else left_open
+    if last:
+        defects.append(f"{last} keys are unresolved: their final state says neither yes nor no")
+    if late:
+        defects.append(f"{late} keys changed between the snapshots although nobody sent them again")
 
     parts, reasons = _violations(counts, checks)
     if defects:
@@ -157,10 +202,10 @@ def judge(run: Run, checks: dict[str, Check] | None = None, judges: Sequence[str
         anomalies=counts,
         unchecked=unchecked,
         witnesses=witnesses,
-        sometimes={} if isinstance(shown, _Failure) else shown,
-        unresolved=unresolved,
-        raw_duplicates=0 if isinstance(duplicates, _Failure) else duplicates,
-        judges=asked,
+        sometimes={} if isinstance(shown, Failure) else shown,
+        unresolved=last + late,
+        raw_duplicates=0 if isinstance(duplicates, Failure) else duplicates,
+        judges=asked.judges,
         disagreements=differences,
         parts=parts or [Verdict.PASS],
         reasons=reasons + defects,
@@ -173,17 +218,19 @@ def _damaged(counts: dict[str, int]) -> bool:
     return any(counts.get(code, 0) for code in DAMAGED_EVIDENCE)
 
 
-def _asked(name: str, run: Run) -> tuple[Judged, Opinion | None, list[str]]:
+def _asked(name: str, run: Run, records: int | None) -> tuple[Judged, Opinion | None, list[str]]:
     """Ask one judge; return what it decided, its opinion if it has one, and why that proves nothing, if so."""
     asked = JUDGES[name]
-    records = run.recording.frame.height
-    if asked.max_records is not None and records > asked.max_records:
+    if asked.max_records is not None and records is None:
+        why = f"the run is judged in slices; this judge reads whole runs of up to {asked.max_records} records"
+        return Judged(name, skipped=why), None, []
+    if asked.max_records is not None and records is not None and records > asked.max_records:
         why = f"the history has {records} records; this judge reads up to {asked.max_records}"
         return Judged(name, skipped=why), None, []
     started = time.monotonic()
-    opinion = _attempted(asked.judge, run)
+    opinion = attempted(asked.judge, run)
     seconds = time.monotonic() - started
-    if isinstance(opinion, _Failure):
+    if isinstance(opinion, Failure):
         return Judged(name, seconds=seconds), None, [f"the judge {name} could not judge: {opinion.why}"]
     undecided: dict[str, list[str]] = defaultdict(list)
     for code, why in opinion.undecided.items():
@@ -215,33 +262,31 @@ def _violations(counts: dict[str, int], checks: dict[str, Check]) -> tuple[list[
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
+    """Why something could not be found out."""
+
     why: str
     too_old: bool = False
 
 
-def _attempted(fold: Callable[[Run], T], run: Run) -> T | _Failure:
+def attempted(fold: Callable[[Run], T], run: Run) -> T | Failure:
+    """Return what a fold finds in a run, or why it could not. Never raises."""
     try:
         return fold(run)
     except NotRecorded as error:
-        return _Failure(str(error), too_old=True)
+        return Failure(str(error), too_old=True)
     except MissingEvidence as error:
-        return _Failure(str(error))
+        return Failure(str(error))
     except Exception as error:  # noqa: BLE001 - whatever a checker raises, it must end as INVALID, never as a pass
         _log.exception("%s raised", fold.__name__)
-        return _Failure(f"{fold.__name__} raised {type(error).__name__}: {error}")
+        return Failure(f"{fold.__name__} raised {type(error).__name__}: {error}")
 
 
-def _unresolved(run: Run) -> tuple[int, list[str]]:
-    """Return how many keys nobody can tell the effect of, and why that makes the run INVALID."""
+def unresolved_keys(run: Run) -> tuple[int, int]:
+    """Return how many keys nobody can tell the effect of, and of how many it changed by itself between snapshots."""
     last = run.resolution.filter(pl.col("resolution") == Resolution.UNRESOLVED.value).height
     late = 0
     if run.second is not None:
         retried = run.attempts.filter(pl.col("tag") == FINAL_RETRY)
         late = fates.late_effects(run.first_resolution, run.resolution, retried).height
-    reasons = []
-    if last:
-        reasons.append(f"{last} keys are unresolved: their final state says neither yes nor no")
-    if late:
-        reasons.append(f"{late} keys changed between the snapshots although nobody sent them again")
-    return last + late, reasons
+    return last, late

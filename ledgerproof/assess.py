@@ -17,13 +17,15 @@ from invariants import history
 from invariants.anomalies import CHECKS
 from invariants.files import fingerprint, publish
 from invariants.history import FINAL_RETRY
-from invariants.run import Run, load_run
+from invariants.large import judge_folder
+from invariants.run import final_snapshot
 from invariants.snapshot import MissingEvidence
 from invariants.timeline import load_series, load_timeline
-from invariants.verdict import Judged, Judgement, Verdict, judge, worst
+from invariants.verdict import Judged, Judgement, Verdict, worst
 from ledgerproof import __version__, sla
 from ledgerproof.options import NotARun
 from ledgerproof.sla import FaultRecord, Window
+from reference.commands import TOPIC_OF
 
 HARNESS_FILE: Final = "harness.json"
 VERDICT_FILE: Final = "verdict.json"
@@ -214,17 +216,15 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
         parts.append(Verdict.ABORTED)
         reasons.append("the harness ended before the run did: killed, or the machine went down")
     judgement: Judgement | None = None
-    run: Run | None = None
     if measured is not None and Verdict.ABORTED not in parts:
         try:
-            run = load_run(folder)
+            waived = facts.plan.waived if facts.plan is not None else []
+            checks = {code: check for code, check in CHECKS.items() if code not in waived} if waived else None
+            judgement = judge_folder(folder, checks=checks, judges=judges)
         except (MissingEvidence, pl.exceptions.PolarsError) as error:
             parts.append(Verdict.INVALID)
             reasons.append(f"the run cannot be judged: {error}")
         else:
-            waived = facts.plan.waived if facts.plan is not None else []
-            checks = {code: check for code, check in CHECKS.items() if code not in waived} if waived else None
-            judgement = judge(run, checks, judges)
             _add_judgement(judgement, facts, parts, reasons)
         if facts.plan is None and (problem := saturation(measured, facts)):
             parts.append(Verdict.INVALID)
@@ -235,7 +235,7 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
         _add_live_audit(facts.live_audit, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
     levels = measured is not None and facts.plan is None and Verdict.ABORTED not in parts
-    table = _service_levels(measured, judgement, run, facts) if measured and levels else []
+    table = _service_levels(measured, judgement, folder, facts) if measured and levels else []
     missed = [row["metric"] for row in table if row["met"] is False]
     if missed:
         parts.append(Verdict.SLA_MISSED)
@@ -338,14 +338,17 @@ def _add_live_audit(
 
 
 def _service_levels(
-    measured: Measured, judgement: Judgement | None, run: Run | None, facts: HarnessFacts
+    measured: Measured, judgement: Judgement | None, folder: Path, facts: HarnessFacts
 ) -> list[dict[str, Any]]:
     reconciled, events = (0, 0), 0
-    if run is not None:
+    if judgement is not None:
         try:
-            reconciled = sla.reconciliation(run.table("ledger"), run.table("projection"))
-            events = run.events.height
-        except MissingEvidence:
+            final = final_snapshot(folder)
+            entries = final.scan("ledger").select("user_id", "seq", "amount").collect()
+            reconciled = sla.reconciliation(entries, final.table("projection"))
+            sent = final.scan("kafka").filter(pl.col("topic").is_in(sorted(set(TOPIC_OF.values()))))
+            events = int(sent.select(pl.len()).collect().item())
+        except (MissingEvidence, pl.exceptions.PolarsError):
             # The checks have reported it; the row then has no number.
             reconciled = (0, 0)
     return sla.rows(

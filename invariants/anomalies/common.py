@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 
 import polars as pl
@@ -55,6 +56,36 @@ class Found:
 
 
 NOTHING: Final = Found()
+
+
+class Scope(StrEnum):
+    """What of a run a fold must see at once; a large run is judged in slices (`invariants.slices`)."""
+
+    WHOLE = "whole"
+    WALLET = "wallet"
+    """All rows of each wallet. Commands on matches, which no wallet owns, are in the first slice alone."""
+    MATCH = "match"
+    """All rows of each match."""
+    EVENTS = "events"
+    """Entries, rows of the book, outbox and topics of every event: a screen looks at them all, and only what it
+    suspects is judged (`invariants.anomalies.event_screen`)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fold of a check that is right for each slice by itself: the findings of all slices are those of the run."""
+
+    scope: Scope
+    find: Callable[[Run], Found]
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A fold of a check over sums: each slice gives a small frame, and all of them together are judged."""
+
+    scope: Scope
+    summary: Callable[[Run], pl.DataFrame]
+    find: Callable[[Run, pl.DataFrame], Found]
 
 
 @dataclass(frozen=True)
@@ -130,7 +161,7 @@ def seconds(value: float) -> str:
 
 
 def bodies(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Return the distinct requests of ledger keys, with the entry each asks for: type, contra, want_amount.
+    """Return the requests of ledger keys, with the entry each asks for: type, contra, want_amount.
 
     `want_amount` is null for bets: what a bet reserves is a rule of money (A28), not part of the request.
     """
@@ -138,7 +169,6 @@ def bodies(attempts: pl.DataFrame) -> pl.DataFrame:
     return (
         attempts.filter(pl.col("family") == "ledger")
         .select("user", "key", "op", "match_id", "selection", "side", "odds", "amount", "cls")
-        .unique()
         .with_columns(
             pl.when(kind == "deposit").then(pl.lit("CREDIT")).otherwise(pl.lit("DEBIT")).alias("want_type"),
             pl.when(kind == "bet").then(pl.lit("ESCROW")).otherwise(pl.lit("EXTERNAL")).alias("want_contra"),
@@ -151,11 +181,12 @@ def bodies(attempts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def asked_for(run: Run, requests: pl.DataFrame) -> pl.DataFrame:
+def asked_for(run: Run, requests: pl.DataFrame, *, only_unlike: bool = False) -> pl.DataFrame:
     """Return the client's entries that have a request (`bodies`) under their key, with the column `fits`.
 
     `fits`: some request of the key asks for exactly this entry. A bet is compared by the order in its bet
     row; a bet entry without one is torn (A13) and counts as fitting here, so that one bug has one name.
+    `only_unlike` leaves out the entries that every request of their key fits, which are nearly all.
     """
     bets = run.table("bets").select(
         pl.col("user_id").alias("user"),
@@ -184,6 +215,7 @@ def asked_for(run: Run, requests: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.col("posted") == pl.col("want_amount"))
     )
     fits = (pl.col("type") == pl.col("want_type")) & (pl.col("contra") == pl.col("want_contra")) & content
-    return both.group_by("user", "key", "seq", "posted", "type", maintain_order=True).agg(
-        fits.fill_null(False).any().alias("fits")
-    )
+    both = both.select("user", "key", "seq", "posted", "type", fits.fill_null(False).alias("fits"))
+    if only_unlike:
+        both = both.join(both.filter(~pl.col("fits")), on=["user", "key"], how="semi", maintain_order="left")
+    return both.group_by("user", "key", "seq", "posted", "type", maintain_order=True).agg(pl.col("fits").any())

@@ -1,5 +1,7 @@
 """A01–A05: what the clients were told about each key against what is stored under it."""
 
+from typing import Final
+
 import polars as pl
 
 from invariants.anomalies.common import Found, Row, as_keys, asked_for, bodies, found, seconds
@@ -17,11 +19,17 @@ from invariants.run import Run
 _NAMES = ["family", "user", "key"]
 
 
+ARRIVED: Final = "bets that arrived"
+"""Where a slice of a large run keeps what it lacks: bet_id of the orders that cancels of the whole run wait for."""
+
+
 def _effects(run: Run) -> pl.DataFrame:
     """Return the keys that had an effect: family, user, key, seq (of the entry; null elsewhere)."""
     ledger = as_keys(run.client_entries).select(pl.lit("ledger").alias("family"), "user", "key", "seq")
     nowhere = pl.lit(None, dtype=pl.Int64).alias("seq")
-    arrived = run.table("orders").select("bet_id").unique()
+    arrived = run.scratch.get(ARRIVED)
+    if arrived is None:
+        arrived = run.table("orders").select("bet_id").unique()
     done = pl.concat(
         [
             run.table("cancels").filter(~pl.col("waiting")),
@@ -71,8 +79,10 @@ def a02_duplicate(run: Run) -> Found:
     so that each bug has one name.
     """
     entries = as_keys(run.entries)
+    own = entries.filter(~pl.col("system"))
+    # Grouping costs most, so only what has the hash of another row is grouped.
     by_key = (
-        entries.filter(~pl.col("system"))
+        own.filter((pl.col("user").hash(1) ^ pl.col("key").hash(2)).is_duplicated())
         .group_by("user", "key")
         .agg(pl.len().alias("times"), pl.col("seq").max(), pl.col("seq").sort().alias("seqs"))
         .filter(pl.col("times") > 1)
@@ -80,6 +90,7 @@ def a02_duplicate(run: Run) -> Found:
     kind = pl.col("contra").is_in(["ESCROW", "HOUSE"]) & pl.col("type").is_in(["DEBIT", "CREDIT"])
     by_bet = (
         entries.filter(kind & pl.col("bet_id").is_not_null())
+        .filter((pl.col("bet_id").hash(1) ^ pl.col("contra").hash(2)).is_duplicated())
         .group_by("bet_id", "type", "contra", "settlement_version")
         .agg(
             pl.len().alias("times"),
@@ -118,7 +129,12 @@ def a03_phantom(run: Run) -> Found:
     cancelled or late order, else a settlement of the match. A settlement or void must have been asked for, with
     this result.
     """
-    attempts = run.attempts.filter(pl.col("family") == "ledger").select("user", "key").unique()
+    return unasked_entries(run) + unfounded_system_entries(run) + unasked_settlements(run)
+
+
+def unasked_entries(run: Run) -> Found:
+    """Find the clients' entries that no client asked for, or not so (A03)."""
+    attempts = run.attempts.filter(pl.col("family") == "ledger").select("user", "key")
     entries = as_keys(run.client_entries)
     unasked = entries.join(attempts, on=["user", "key"], how="anti")
     nobody = found(
@@ -129,7 +145,7 @@ def a03_phantom(run: Run) -> Found:
             f" {row['key']}, which no client ever sent for this wallet"
         ),
     )
-    differing = asked_for(run, bodies(run.attempts)).filter(~pl.col("fits"))
+    differing = asked_for(run, bodies(run.attempts), only_unlike=True).filter(~pl.col("fits"))
     other = found(
         "A03",
         differing,
@@ -138,10 +154,11 @@ def a03_phantom(run: Run) -> Found:
             f" of key {row['key']} asked for"
         ),
     )
-    return nobody + other + _unfounded_system_entries(run) + _unasked_settlements(run)
+    return nobody + other
 
 
-def _unfounded_system_entries(run: Run) -> Found:
+def unfounded_system_entries(run: Run) -> Found:
+    """Find the service's own entries that no cancelled order and no settlement accounts for (A03)."""
     entries = as_keys(run.system_entries)
     kind = pl.col("key").str.splitn(":", 3).struct.field("field_1")
     entries = entries.with_columns(
@@ -191,7 +208,8 @@ def _unfounded_system_entries(run: Run) -> Found:
     )
 
 
-def _unasked_settlements(run: Run) -> Found:
+def unasked_settlements(run: Run) -> Found:
+    """Find the settlements that no client asked for (A03)."""
     # The first settlement of a match is asked for by settle or void, the others by resettle.
     op = pl.col("op")
     void = (op == "void_match") | ((op == "resettle_match") & pl.col("selection").is_null())
@@ -314,14 +332,17 @@ def _answers_differ(run: Run) -> Found:
 
 
 def _answer_is_not_the_entry(run: Run) -> Found:
-    entries = as_keys(run.client_entries).unique(["user", "key"], keep="none")
+    entries = as_keys(run.client_entries)
     told = run.attempts.filter((pl.col("family") == "ledger") & (pl.col("cls") == "ok"))
     told = told.select("user", "key", pl.col("seq").alias("told_seq"), pl.col("balance").alias("told_balance"))
-    rows = told.unique().join(entries, on=["user", "key"], how="inner")
     wrong = (pl.col("told_seq") != pl.col("seq")) | (pl.col("told_balance") != pl.col("balance_snapshot"))
+    rows = told.join(entries, on=["user", "key"], how="inner").filter(wrong.fill_null(False)).unique()
+    # Which of several entries of one key an answer means cannot be said: that is A02.
+    mine = entries.join(rows, on=["user", "key"], how="semi")
+    rows = rows.join(mine.unique(["user", "key"], keep="none"), on=["user", "key"], how="semi")
     ledger = found(
         "A05",
-        rows.filter(wrong.fill_null(False)).sort("user", "seq"),
+        rows.sort("user", "seq"),
         lambda row: (
             f"key {row['key']} of user {row['user']} was acknowledged with seq {row['told_seq']} and balance"
             f" {row['told_balance']}; its entry is seq {row['seq']} with balance {row['balance_snapshot']}"

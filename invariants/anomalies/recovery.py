@@ -31,11 +31,16 @@ def a34_no_recovery(run: Run) -> Found:
     Where it was worse before the first fault, twice that is the bound. Where the requests or samples end before the
     time is over, nothing is said. A client that hung up on purpose is no error.
     """
-    storms = _storms(run)
-    if storms.is_empty():
-        return NOTHING
-    first_fault = float(str(run.requested_faults["requested"].min()))
-    return _errors(run, storms, first_fault) + _backlogs(run, storms, first_fault)
+    return judge_errors(run, errors_told(run)) + backlogs(run)
+
+
+BEFORE: Final = 0
+"""Number of no storm: the requests from before the first fault."""
+_ERRORS: Final = {"storm": pl.Int64, "second": pl.Float64, "bad": pl.Int64, "requests": pl.Int64}
+
+
+def _first_fault(run: Run) -> float:
+    return float(str(run.requested_faults["requested"].min()))
 
 
 def _storms(run: Run) -> pl.DataFrame:
@@ -59,7 +64,15 @@ def _storms(run: Run) -> pl.DataFrame:
     )
 
 
-def _errors(run: Run, storms: pl.DataFrame, first_fault: float) -> Found:
+def errors_told(run: Run) -> pl.DataFrame:
+    """Return storm, second, bad, requests: how many requests were errors in each second after a storm (A34).
+
+    Storm BEFORE counts the requests from before the first fault. Sums of slices add.
+    """
+    storms = _storms(run)
+    if storms.is_empty():
+        return pl.DataFrame(schema=_ERRORS)
+    first_fault = _first_fault(run)
     own = run.attempts.filter(pl.col("tag").is_in([HUNG_UP, FINAL_RETRY]).fill_null(False).not_())
     bad = (
         (pl.col("cls") == "info")
@@ -67,19 +80,37 @@ def _errors(run: Run, storms: pl.DataFrame, first_fault: float) -> Found:
         | ((pl.col("cls") == "fail") & pl.col("status").is_null())
     )
     seen = own.select(pl.col("t_invoke").alias("t"), bad.alias("bad"))
-    before = seen.filter(pl.col("t") < first_fault)["bad"].mean()
-    bound = max(ERROR_SHARE_BOUND, BASELINE_FACTOR * (float(before) if isinstance(before, float) else 0.0))
+    before = seen.filter(pl.col("t") < first_fault).with_columns(storm=pl.lit(BEFORE), second=pl.lit(0.0))
     after = seen.join(storms, how="cross").filter(
         (pl.col("t") >= pl.col("healed")) & (pl.col("t") < pl.col("deadline") + SECOND_S)
     )
-    by_second = after.group_by("storm", ((pl.col("t") - pl.col("healed")) / SECOND_S).floor().alias("second")).agg(
-        pl.col("bad").mean().alias("share"), pl.len().alias("requests")
+    after = after.with_columns(((pl.col("t") - pl.col("healed")) / SECOND_S).floor().alias("second"))
+    names = [pl.col(name).cast(kind) for name, kind in _ERRORS.items()]
+    return pl.concat(
+        [
+            rows.group_by("storm", "second").agg(pl.col("bad").sum(), pl.len().alias("requests")).select(names)
+            for rows in (before, after)
+        ]
     )
+
+
+def judge_errors(run: Run, sums: pl.DataFrame) -> Found:
+    """Judge by `errors_told` whether the errors came back under their bound (A34)."""
+    storms = _storms(run)
+    if storms.is_empty():
+        return NOTHING
+    share = pl.col("bad") / pl.col("requests")
+    summed = sums.group_by("storm", "second").agg(pl.col("bad").sum(), pl.col("requests").sum())
+    before = summed.filter(pl.col("storm") == BEFORE).select(share).to_series().max()
+    bound = max(ERROR_SHARE_BOUND, BASELINE_FACTOR * (float(before) if isinstance(before, float) else 0.0))
+    by_second = summed.filter(pl.col("storm") != BEFORE).with_columns(share.alias("share"))
     judged = by_second.group_by("storm").agg(
         pl.col("share").min().alias("least"), pl.col("second").max().alias("last"), pl.col("requests").sum()
     )
-    rows = storms.join(judged, on="storm").filter(
-        (pl.col("least") > bound) & (pl.col("last") * SECOND_S >= run.config.recover_within_s)
+    rows = (
+        storms.with_columns(pl.col("storm").cast(pl.Int64))
+        .join(judged, on="storm")
+        .filter((pl.col("least") > bound) & (pl.col("last") * SECOND_S >= run.config.recover_within_s))
     )
     return found(
         "A34",
@@ -92,7 +123,12 @@ def _errors(run: Run, storms: pl.DataFrame, first_fault: float) -> Found:
     )
 
 
-def _backlogs(run: Run, storms: pl.DataFrame, first_fault: float) -> Found:
+def backlogs(run: Run) -> Found:
+    """Find the backlogs that did not come back under their bound (A34)."""
+    storms = _storms(run)
+    if storms.is_empty():
+        return NOTHING
+    first_fault = _first_fault(run)
     samples = run.series.filter(pl.col("name").is_in(BACKLOGS)).select("t", "name", "node", "value")
     if samples.is_empty():
         return NOTHING

@@ -27,6 +27,9 @@ REASONS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
 it was created. To ask for a state that
 the match has reached already is a replay and not refused."""
 
+COMMANDS: Final = "commands on matches"
+"""Where a slice of a large run keeps the attempts of all match commands (`history.attempts`): no wallet owns them."""
+
 ENTERED_BY: Final = {
     "create_match": ("OPEN",),
     "close_match": ("CLOSED",),
@@ -256,8 +259,12 @@ def _steps(run: Run) -> pl.DataFrame:
     """
     ops = [(op, state) for op, states in ENTERED_BY.items() for state in states]
     led = pl.DataFrame(ops, schema={"op": pl.String, "state": pl.String}, orient="row")
-    commands = run.attempts.join(led, on="op", how="inner").with_columns(
-        (pl.col("op") == "resettle_match").alias("again"), pl.col("selection").fill_null("VOID").alias("result")
+    commands = (
+        run.scratch.get(COMMANDS, run.attempts)
+        .join(led, on="op", how="inner")
+        .with_columns(
+            (pl.col("op") == "resettle_match").alias("again"), pl.col("selection").fill_null("VOID").alias("result")
+        )
     )
     rows = run.table("transitions").select(
         "match_id",

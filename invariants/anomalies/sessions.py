@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from invariants.anomalies.common import NOTHING, Found, acknowledged, as_keys, found, highest_before, seconds
+from invariants.anomalies.common import Found, acknowledged, as_keys, found, highest_before, seconds
 from invariants.run import Run
 
 NOT_FOUND_STATUS: Final = 404
@@ -212,30 +212,89 @@ def a20_fractured(run: Run) -> Found:
       opposite orders. If the missing entry had itself been acknowledged, it is A18.
     - An answer of the ledger that ends between two entries of one transaction shows half of it.
     """
-    strong = _ledger_reads(run)
-    if strong.is_empty():
-        return NOTHING
-    entries = run.entries.select(pl.col("user_id").alias("user"), "seq", "server", "xact", "created_at")
-    together = ["server", "xact", "created_at"]
-    halves = strong.join(entries, on=["user", "seq"], how="inner").join(
-        entries.with_columns(pl.col("seq") - 1).drop_nulls("xact"), on=["user", "seq", *together], how="semi"
+    return halves_shown(run) + judge_orders(run, orders_seen(run))
+
+
+_TOGETHER: Final = ["server", "xact", "created_at"]
+
+
+def _of_transactions(run: Run) -> pl.DataFrame:
+    return run.entries.select(pl.col("user_id").alias("user"), "seq", *_TOGETHER)
+
+
+def _halves(run: Run, strong: pl.DataFrame) -> pl.DataFrame:
+    entries = _of_transactions(run)
+    return strong.join(entries, on=["user", "seq"], how="inner").join(
+        entries.with_columns(pl.col("seq") - 1).drop_nulls("xact"), on=["user", "seq", *_TOGETHER], how="semi"
     )
-    half = found(
+
+
+def halves_shown(run: Run) -> Found:
+    """Find the answers of the ledger that end between two entries of one transaction (A20)."""
+    return found(
         "A20",
-        halves.sort("t_invoke"),
+        _halves(run, _ledger_reads(run)).sort("t_invoke"),
         lambda row: (
             f"a read of user {row['user']} at {seconds(row['t_invoke'])} showed the ledger up to seq {row['seq']}, but"
             f" seq {row['seq'] + 1} was committed by the same transaction"
         ),
     )
-    known = _committed_by(run, entries, together).join(strong.select("user").unique(), on="user", how="semi")
-    rows = highest_before(strong, known, by=["user"], at="t_invoke", moment="at", value="seq")
-    opposite = rows.filter(pl.col("highest") > pl.col("seq")).join(
-        pl.concat([_behind_the_ledger(run).select("attempt"), halves.select("attempt")]), on="attempt", how="anti"
+
+
+def orders_seen(run: Run) -> pl.DataFrame:
+    """Return what A20 must compare of several wallets; that of slices is put together.
+
+    Column `what` says of what: `read`, an answer of the ledger (attempt, user, key, seq, t_invoke) with `highest`, the
+    newest entry of its wallet that had been shown or acknowledged before; `transaction` (server, xact, created_at),
+    with `at` (seconds), by when it was committed; `entry`, of a wallet that was read (user, seq, and its transaction).
+    """
+    strong = _ledger_reads(run)
+    entries = _of_transactions(run)
+    shown = _committed_by(run, entries)
+    excused = [_behind_the_ledger(run).select("attempt"), _halves(run, strong).select("attempt")]
+    rows = highest_before(strong, shown, by=["user"], at="t_invoke", moment="at", value="seq")
+    reads = rows.join(pl.concat(excused), on="attempt", how="anti", maintain_order="left")
+    transactions = shown.drop_nulls("xact").group_by(_TOGETHER).agg(pl.col("at").min())
+    read = entries.drop_nulls("xact").join(strong.select("user").unique(), on="user", how="semi")
+    frames = {"read": reads, "transaction": transactions, "entry": read}
+    return pl.concat(
+        [
+            frame.with_columns(pl.lit(what).alias("what")).select(
+                pl.col(name).cast(kind) if name in {*frame.columns, "what"} else pl.lit(None, dtype=kind).alias(name)
+                for name, kind in _SEEN.items()
+            )
+            for what, frame in frames.items()
+        ]
     )
-    return half + found(
+
+
+_SEEN: Final[dict[str, pl.DataType]] = {
+    "what": pl.String(),
+    "attempt": pl.Int64(),
+    "user": pl.Int64(),
+    "key": pl.String(),
+    "seq": pl.Int64(),
+    "t_invoke": pl.Float64(),
+    "highest": pl.Int64(),
+    "server": pl.String(),
+    "xact": pl.Int64(),
+    "created_at": pl.Float64(),
+    "at": pl.Float64(),
+}
+
+
+def judge_orders(run: Run, seen: pl.DataFrame) -> Found:
+    """Judge by `orders_seen` whether answers of the ledger order commits oppositely (A20)."""
+    reads = seen.filter(pl.col("what") == "read").select("attempt", "user", "key", "seq", "t_invoke", "highest")
+    transactions = seen.filter(pl.col("what") == "transaction").group_by(_TOGETHER).agg(pl.col("at").min())
+    entries = seen.filter(pl.col("what") == "entry").select("user", pl.col("seq").alias("beside"), *_TOGETHER)
+    beside = entries.join(transactions, on=_TOGETHER, how="inner").select("user", "beside", "at")
+    rows = highest_before(
+        reads.rename({"highest": "own"}), beside, by=["user"], at="t_invoke", moment="at", value="beside"
+    ).with_columns(pl.max_horizontal("own", "highest").alias("highest"))
+    return found(
         "A20",
-        opposite.sort("t_invoke"),
+        rows.filter(pl.col("highest") > pl.col("seq")).sort("t_invoke"),
         lambda row: (
             f"a read of user {row['user']} at {seconds(row['t_invoke'])} showed the ledger up to seq {row['seq']}, but"
             f" seq {row['highest']}, or another entry of its transaction, had been shown before"
@@ -243,8 +302,8 @@ def a20_fractured(run: Run) -> Found:
     )
 
 
-def _committed_by(run: Run, entries: pl.DataFrame, together: list[str]) -> pl.DataFrame:
-    """Return user, seq and `at` (seconds): by when each entry that was shown, or one beside it, was committed."""
+def _committed_by(run: Run, entries: pl.DataFrame) -> pl.DataFrame:
+    """Return `entries` that were shown, with `at` (seconds): by when each was committed at the latest."""
     shown = run.attempts.filter((pl.col("family") == "read") & (pl.col("cls") == "ok") & (pl.col("seq") > 0))
     seen = pl.concat(
         [acknowledged(run).select("user", "seq", at="ack_s"), shown.select("user", "seq", at="t_return")]
@@ -252,7 +311,7 @@ def _committed_by(run: Run, entries: pl.DataFrame, together: list[str]) -> pl.Da
     # Who shows an entry shows all before it: the earliest moment of this seq or a higher one.
     seen = seen.group_by("user", "seq").agg(pl.col("at").min())
     heads = seen.rename({"seq": "shown"}).sort("shown")
-    of_entries = (
+    return (
         entries.sort("seq")
         .join_asof(
             heads.sort("shown", descending=True).with_columns(pl.col("at").cum_min().over("user")).sort("shown"),
@@ -264,7 +323,3 @@ def _committed_by(run: Run, entries: pl.DataFrame, together: list[str]) -> pl.Da
         )
         .drop_nulls("at")
     )
-    alone = of_entries.select("user", "seq", "at")
-    grouped = of_entries.drop_nulls("xact").group_by(together).agg(pl.col("at").min())
-    beside = entries.drop_nulls("xact").join(grouped, on=together, how="inner").select("user", "seq", "at")
-    return pl.concat([alone, beside])

@@ -73,21 +73,37 @@ def a12_money(run: Run) -> Found:
       cancelled orders. For any match: escrow below zero, unless it is being settled again. (Escrow left in a settled or
       void match is A30.)
     """
-    total = _whole(run.entries, run.final.name)
+    return money_conserved(run, money(run)) + escrow_of_matches(run)
+
+
+def money(run: Run) -> pl.DataFrame:
+    """Return cut (its snapshot), name, total (minor units): wallets' and contra accounts' sums; those of slices add."""
+    sums = [_sums(run.entries, run.final.name)]
     if run.second is not None:
         ordered = run.first.table("ledger").sort("user_id", "seq", "idempotent_key")
-        total = _whole(ordered, run.first.name) + total
-    return total + _escrow_of_matches(run)
+        sums.append(_sums(ordered, run.first.name))
+    return pl.concat(sums)
 
 
-def _whole(entries: pl.DataFrame, cut: str) -> Found:
-    """Find whether users, house and escrow differ from what came in; `entries` by wallet and seq."""
+def _sums(entries: pl.DataFrame, cut: str) -> pl.DataFrame:
+    """Return the sums of `money` for one snapshot; `entries` by wallet and seq."""
     last = entries.filter(pl.col("user_id").ne_missing(pl.col("user_id").shift(-1)))
-    held = int(last["balance_snapshot"].sum())
-    contra = {
-        str(name): -int(total) for name, total in entries.group_by("contra").agg(pl.col("amount").sum()).iter_rows()
-    }
-    house, escrow, outside = (contra.get(name, 0) for name in ("HOUSE", "ESCROW", "EXTERNAL"))
+    contra = entries.group_by(pl.col("contra").alias("name")).agg((-pl.col("amount").sum()).alias("total"))
+    held = last.select(pl.lit("WALLETS").alias("name"), pl.col("balance_snapshot").sum().alias("total"))
+    return pl.concat([held, contra]).select(pl.lit(cut).alias("cut"), "name", "total")
+
+
+def money_conserved(run: Run, sums: pl.DataFrame) -> Found:
+    """Judge the sums of `money`: in each cut wallets, house and escrow hold what came from outside."""
+    total = _conserved(sums.filter(pl.col("cut") == run.final.name), run.final.name)
+    if run.second is not None:
+        total = _conserved(sums.filter(pl.col("cut") == run.first.name), run.first.name) + total
+    return total
+
+
+def _conserved(sums: pl.DataFrame, cut: str) -> Found:
+    totals = {str(name): int(total) for name, total in sums.group_by("name").agg(pl.col("total").sum()).iter_rows()}
+    held, house, escrow, outside = (totals.get(name, 0) for name in ("WALLETS", "HOUSE", "ESCROW", "EXTERNAL"))
     total = pl.DataFrame({"off": [held + house + escrow + outside]}).filter(pl.col("off") != 0)
     return found(
         "A12",
@@ -117,7 +133,8 @@ def _final_matches(run: Run) -> pl.DataFrame:
     return pl.concat([by_state, by_row]).unique().join(running, on="match_id", how="anti")
 
 
-def _escrow_of_matches(run: Run) -> Found:
+def escrow_of_matches(run: Run) -> Found:
+    """Find the matches whose escrow is not what their bets reserved less what was refunded (A12)."""
     reserved = run.table("bets").group_by("match_id").agg(pl.col("reserve").sum().alias("reserved"))
     returned = run.table("orders").group_by("match_id").agg(pl.col("cancel_refund").sum().alias("returned"))
     rows = (
@@ -165,11 +182,16 @@ def a31_wrong_shard(run: Run) -> Found:
     id. A stored `shard` that is not user_id % 100 counts too, and so does a shard that is not held by exactly
     one server, the one that every route of the highest epoch names.
     """
+    return shard_owners(run) + misplaced_wallets(run) + misplaced_matches(run)
+
+
+def misplaced_wallets(run: Run) -> Found:
+    """Find the wallets with rows on another server or shard than theirs (A31)."""
     routes = pl.DataFrame(
         {"right_shard": list(run.server_of_shard), "right_server": list(run.server_of_shard.values())},
         schema={"right_shard": pl.Int64, "right_server": pl.String},
     )
-    total = _owners(run)
+    total = NOTHING
     for name in ("ledger", "bets", "refusals", "projection"):
         places = (
             run.table(name).group_by("server", "shard", pl.col("user_id").alias("user")).agg(pl.len().alias("rows"))
@@ -188,6 +210,12 @@ def a31_wrong_shard(run: Run) -> Found:
                 f" {row['shard']}; they belong on {row['right_server']} shard {row['right_shard']}"
             ),
         )
+    return total
+
+
+def misplaced_matches(run: Run) -> Found:
+    """Find the matches with rows on another server than their home (A31)."""
+    total = NOTHING
     for name in ("matches", "orders", "fills"):
         places = run.table(name).group_by("server", "match_id").agg(pl.len().alias("rows"))
         ids = places["match_id"].unique().to_list()
@@ -207,7 +235,7 @@ def a31_wrong_shard(run: Run) -> Found:
     return total
 
 
-def _owners(run: Run) -> Found:
+def shard_owners(run: Run) -> Found:
     """Find the shards that are not held by exactly one server, or by another than the newest route names."""
     table = run.table("routes")
     newest = table.sort("epoch", "here").group_by("shard", maintain_order=True).agg(pl.col("server_name").last())
@@ -236,8 +264,12 @@ def a33_rewritten(run: Run) -> Found:
         return NOTHING
     before, after = as_keys(run.first.table("ledger")), as_keys(run.second.table("ledger"))
     # created_at and shard take part: an UPDATE of any column is a rewrite.
-    columns = list(before.columns)
-    changed = before.join(after, on=columns, how="anti", nulls_equal=True)
+    # Two rows are compared by one hash of all their columns: a join over them all would cost ten times as much.
+    every = pl.lit(0, dtype=pl.UInt64)
+    for number, name in enumerate(before.columns):
+        every ^= pl.col(name).hash(number)
+    hashed = after.select(every.alias("hash"))
+    changed = before.with_columns(every.alias("hash")).join(hashed, on="hash", how="anti").drop("hash")
     prefix = before.group_by("user").agg(pl.col("seq").max().alias("seen"))
     inserted = (
         after.join(prefix, on="user", how="inner")

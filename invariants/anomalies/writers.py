@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from invariants.anomalies.common import Found, found, seconds
+from invariants.anomalies.common import NOTHING, Found, found, seconds
 from invariants.anomalies.events import WALLET_EVENTS
 from invariants.run import Run
 from reference.routing import SHARDS
@@ -30,23 +30,30 @@ def _after_giving_up(run: Run) -> Found:
         .filter(~pl.col("here") & (pl.col("epoch") > 0) & pl.col("changed_at").is_not_null())
         .select("server", "shard", "epoch", "changed_at", pl.col("server_name").alias("owner"))
     )
+    if given_up.is_empty():
+        return NOTHING
     shard = (pl.col("user") % SHARDS).alias("shard")
     nothing = pl.lit(None, dtype=pl.String).alias("key")
     no_seq = pl.lit(None, dtype=pl.Int64).alias("seq")
     user, key = pl.col("user_id").alias("user"), pl.col("idempotent_key").alias("key")
     sources = {
-        "the entry": run.table("ledger").select("server", user, "seq", key, pl.col("created_at").alias("at")),
-        "the bet": run.table("bets").select("server", user, "seq", nothing, pl.col("placed_at").alias("at")),
-        "a refusal": run.table("refusals").select("server", user, no_seq, key, pl.col("created_at").alias("at")),
-        "the event": run.table("outbox")
+        "the entry": run.final.scan("ledger").select("server", user, "seq", key, pl.col("created_at").alias("at")),
+        "the bet": run.final.scan("bets").select("server", user, "seq", nothing, pl.col("placed_at").alias("at")),
+        "a refusal": run.final.scan("refusals").select("server", user, no_seq, key, pl.col("created_at").alias("at")),
+        "the event": run.final.scan("outbox")
         .filter(pl.col("event_type").is_in(WALLET_EVENTS))
         .select("server", user, "seq", nothing, pl.col("created_at").alias("at")),
     }
-    rows = pl.concat([frame.with_columns(pl.lit(name).alias("what")) for name, frame in sources.items()])
-    late = (
-        rows.with_columns(shard)
-        .join(given_up, on=["server", "shard"], how="inner")
+    # Of a large run hardly a row is kept: each table is read in streams and only for this.
+    after = [
+        frame.with_columns(pl.lit(name).alias("what"), shard)
+        .join(given_up.lazy(), on=["server", "shard"], how="inner")
         .filter(pl.col("at") > pl.col("changed_at"))
+        .collect(engine="streaming")
+        for name, frame in sources.items()
+    ]
+    late = (
+        pl.concat(after)
         # An entry, its bet and its event are one write.
         .sort("user", "seq", "what")
         .unique(["server", "user", "seq", "key"], keep="first", maintain_order=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from compose.postgres import forget_zombie
 from compose.processes import (
     Errand,
     Identity,
@@ -18,6 +19,7 @@ from compose.processes import (
     give_way,
     identify,
     is_alive,
+    is_zombie,
     kill_tree,
     members,
     pause_tree,
@@ -34,6 +36,24 @@ FAMILY = "import os, time\nfor _ in range(2):\n    if os.fork() == 0: break\ntim
 """A process with two children."""
 ORPHANS = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\n"
 """A process that ends and leaves a child in a session of its own."""
+
+
+def test_a_zombies_lock_is_removed_and_a_living_servers_is_not(tmp_path: Path) -> None:
+    lock = tmp_path / "data" / "postmaster.pid"
+    lock.parent.mkdir()
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        lock.write_text(f"{child.pid}\n/data\n")
+        forget_zombie(tmp_path)
+        assert lock.exists()
+        child.kill()
+        until(lambda: is_zombie(child.pid))
+        forget_zombie(tmp_path)
+        assert not lock.exists()
+        forget_zombie(tmp_path)
+    finally:
+        child.kill()
+        child.wait()
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
