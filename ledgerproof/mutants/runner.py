@@ -120,10 +120,10 @@ class Runner:
             outcome = msgspec.json.decode(out.read_bytes(), type=Outcome)
         except (OSError, msgspec.DecodeError):
             why = "it took too long" if seconds >= PROBE_S else f"it ended with {process.returncode}"
-            return Outcome("ABORTED", error=f"{why}; see {place / 'log'}", seconds=seconds)
+            return Outcome("ABORTED", error=f"{why}; see {_shown(place / 'log')}", seconds=seconds)
         outcome.seconds = seconds
         if outcome.error is not None:
-            outcome.error += f"; see {place / 'log'}"
+            outcome.error += f"; see {_shown(place / 'log')}"
         return outcome
 
     def _servers(self) -> Stack:
@@ -135,6 +135,11 @@ class Runner:
             # A trigger that broke off may have left a node broken.
             self._stack.heal()
         return self._stack
+
+
+def _shown(path: Path) -> str:
+    """Return a path for a message that may be stored: as seen from here, without the machine's folders."""
+    return os.path.relpath(path)
 
 
 def reap(stack: Stack) -> None:
