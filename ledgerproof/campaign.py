@@ -26,7 +26,6 @@ from invariants.verdict import Verdict
 from ledgerproof.options import EnvironmentProblem, Options
 from ledgerproof.progress import Progress
 
-PLANS_MAX: Final = 100_000
 RATES: Final = (30.0, 45.0, 60.0, 90.0, 130.0)
 """Bets per second: low enough for a machine that does other work as well."""
 DURATIONS_S: Final = (18.0, 20.0, 22.0, 25.0)

@@ -6,8 +6,7 @@ from typing import Final
 import click
 
 from ledgerproof.attach import json_flag
-from ledgerproof.explain_command import run_folder
-from ledgerproof.options import NotARun
+from ledgerproof.options import NotARun, run_folder
 from ledgerproof.output import print_json, print_table
 
 EXIT_CODES: Final = """\b

@@ -28,14 +28,21 @@ from ledgerproof.bench.command import bench_command
 from ledgerproof.campaign_command import campaign_command
 from ledgerproof.cells_command import cells_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
-from ledgerproof.explain_command import explain_command, run_folder, sometimes_command
+from ledgerproof.explain_command import explain_command, sometimes_command
 from ledgerproof.failpoints_command import failpoints_group
 from ledgerproof.judge_command import judge_command
 from ledgerproof.live.command import audit_command
 from ledgerproof.mutants.command import mutants_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
-from ledgerproof.options import MAX_BETS, MIN_FAULTY_DURATION_S, RUNS_FOLDER, EnvironmentProblem, NotARun, Options
-from ledgerproof.output import check_writable, print_json, print_table
+from ledgerproof.options import (
+    MAX_BETS,
+    MIN_FAULTY_DURATION_S,
+    EnvironmentProblem,
+    NotARun,
+    Options,
+    run_folder,
+)
+from ledgerproof.output import check_writable, json_path_option, out_option, print_json, print_table
 from ledgerproof.plan_command import replay_plan_command
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
@@ -117,13 +124,7 @@ def cli() -> None:
     metavar="BETS/S",
     help="Bets per second that arrive, whether the service keeps up or not.",
 )
-@click.option(
-    "--servers",
-    type=click.IntRange(1, MAX_SERVERS),
-    default=DEFAULTS.servers,
-    show_default=True,
-    help="Postgres servers.",
-)
+@_servers_option
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**53),
@@ -137,28 +138,9 @@ def cli() -> None:
     show_default=True,
     help="standard: kill a server, kill a worker, pause Redis.",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=RUNS_FOLDER,
-    show_default=True,
-    help="Folder that gets the run's folder.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    is_flag=False,
-    flag_value="-",
-    default=None,
-    metavar="[PATH]",
-    help="Also write verdict.json to PATH; without a PATH, to standard output instead of the summary.",
-)
-@click.option(
-    "--base-port",
-    type=click.IntRange(1024, 65_000),
-    default=None,
-    help="First of the stack's ports; free ones if left out.",
-)
+@out_option
+@json_path_option("Also write verdict.json to PATH; without a PATH, to standard output instead of the summary.")
+@_base_port_option
 @click.option("--keep", is_flag=True, help="Leave the stack running for a look; `ledgerproof down` ends it.")
 @click.option(
     "--audit/--no-audit",
@@ -209,31 +191,14 @@ def prove_command(
     from ledgerproof.prove import prove  # noqa: PLC0415 - slow to import
 
     folder, verdict = prove(options, progress)
-    if json_path == "-":
-        print_json(verdict)
-    else:
-        if json_path is not None:
-            Path(json_path).write_bytes(msgspec.json.format(msgspec.json.encode(verdict), indent=2) + b"\n")
-        print_summary(verdict, folder)
-    return int(verdict["exit_code"])
+    return tell_verdict(verdict, folder, json_path)
 
 
 @cli.command("up", epilog=EXIT_CODES)
-@click.option(
-    "--servers",
-    type=click.IntRange(1, MAX_SERVERS),
-    default=DEFAULTS.servers,
-    show_default=True,
-    help="Postgres servers.",
-)
+@_servers_option
 @click.option("--apis", type=click.IntRange(1, 8), default=DEFAULTS.apis, show_default=True, help="API processes.")
 @click.option("--name", default=None, help="Name of the stack; the time of day if left out.")
-@click.option(
-    "--base-port",
-    type=click.IntRange(1024, 65_000),
-    default=None,
-    help="First of the stack's ports; free ones if left out.",
-)
+@_base_port_option
 @click.option(
     "--failpoints", is_flag=True, help="Let `ledgerproof failpoints` make its processes fail at named points."
 )
@@ -484,6 +449,17 @@ cli.add_command(replay_plan_command)
 
 
 # -- output --------------------------------------------------------------------------------------------
+
+
+def tell_verdict(verdict: dict[str, Any], folder: Path, json_path: str | None) -> int:
+    """Print or write the verdict of a run as `json_path_option` says, and return its exit code."""
+    if json_path == "-":
+        print_json(verdict)
+    else:
+        if json_path is not None:
+            Path(json_path).write_bytes(msgspec.json.format(msgspec.json.encode(verdict), indent=2) + b"\n")
+        print_summary(verdict, folder)
+    return int(verdict["exit_code"])
 
 
 def print_summary(verdict: dict[str, Any], folder: Path) -> None:

@@ -6,7 +6,6 @@ of every topic up to a recorded watermark, and the cached balances. Nothing here
 
 import asyncio
 import io
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,6 +27,7 @@ from reference import matcher, projector, settler
 from reference.bus import topics
 from reference.cache import KEY_PREFIX
 from reference.config import ServerConfig, ServiceConfig
+from reference.sql import named_blocks
 from reference.store import DRIVER_ERRORS
 
 if TYPE_CHECKING:
@@ -243,9 +243,7 @@ class NotDrained(Exception):
 
 def load_audit_sql() -> dict[str, str]:
     """Return the named blocks of sql/audit.sql."""
-    text = (Path(__file__).parent / "sql" / "audit.sql").read_text(encoding="utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
-    return {name: block.strip() for name, block in zip(parts[1::2], parts[2::2], strict=True)}
+    return named_blocks(Path(__file__).parent / "sql" / "audit.sql")
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ report came in time is the checker's to say (A35), not this module's.
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from reference import operations
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
 from reference.routing import SHARDS, shard_of
+from reference.sql import named_blocks
 from reference.store import DRIVER_ERRORS, connect, meaning_of
 
 WALLETS_FROM: Final = 9_000
@@ -233,6 +233,4 @@ class Drift:
 
 def load_drift_sql() -> dict[str, str]:
     """Return the named blocks of sql/drift.sql."""
-    text = (Path(__file__).parent / "sql" / "drift.sql").read_text(encoding="utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
-    return {name: block.strip() for name, block in zip(parts[1::2], parts[2::2], strict=True)}
+    return named_blocks(Path(__file__).parent / "sql" / "drift.sql")

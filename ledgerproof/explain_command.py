@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 
 from ledgerproof.attach import json_flag
-from ledgerproof.options import RUNS_FOLDER, NotARun
+from ledgerproof.options import RUNS_FOLDER, NotARun, run_folder
 from ledgerproof.output import print_json, print_table
 from ledgerproof.progress import Progress
 
@@ -25,19 +25,6 @@ Exit codes:
    2  usage: no such run, or one without a verdict
   30  one of them never happened: the runs together prove less than they seem to
 """
-
-
-def run_folder(run: Path | None) -> Path:
-    """Return the run folder that was named, by path or by id, or the newest one. Raises NotARun."""
-    if run is None:
-        runs = sorted(path for path in RUNS_FOLDER.glob("*") if path.is_dir())
-        if not runs:
-            raise NotARun(f"there is no run in {RUNS_FOLDER}: start one with `ledgerproof prove`")
-        return runs[-1]
-    for folder in (run, RUNS_FOLDER / run):
-        if folder.is_dir():
-            return folder
-    raise NotARun(f"{run} is not a run folder: no such directory")
 
 
 @click.command("explain", epilog=EXIT_CODES)

@@ -22,6 +22,19 @@ class NotARun(Exception):
     """The folder does not hold a run that can be judged; the message says what is missing."""
 
 
+def run_folder(run: Path | None) -> Path:
+    """Return the run folder that was named, by path or by id, or the newest one. Raises NotARun."""
+    if run is None:
+        runs = sorted(path for path in RUNS_FOLDER.glob("*") if path.is_dir())
+        if not runs:
+            raise NotARun(f"there is no run in {RUNS_FOLDER}: start one with `ledgerproof prove`")
+        return runs[-1]
+    for folder in (run, RUNS_FOLDER / run):
+        if folder.is_dir():
+            return folder
+    raise NotARun(f"{run} is not a run folder: no such directory")
+
+
 @dataclass(frozen=True)
 class Options:
     """What a run is asked to be."""

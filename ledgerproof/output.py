@@ -1,13 +1,31 @@
 """What every command prints with: tables for people, JSON for programs, and files that can be written at the end."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from ledgerproof.options import EnvironmentProblem
+from ledgerproof.options import RUNS_FOLDER, EnvironmentProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+out_option: Final = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RUNS_FOLDER,
+    show_default=True,
+    help="Folder that gets the run's folder.",
+)
+
+
+def json_path_option(text: str) -> "Callable[[Callable[..., int]], Callable[..., int]]":
+    """Return the option `--json [PATH]`, as `json_path`: a path, "-" for standard output, or None."""
+    return click.option("--json", "json_path", is_flag=False, flag_value="-", default=None, metavar="[PATH]", help=text)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

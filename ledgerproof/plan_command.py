@@ -3,32 +3,17 @@
 from pathlib import Path
 
 import click
-import msgspec
 
 from ledgerproof.attach import running_stack, stack_option
-from ledgerproof.options import RUNS_FOLDER, EnvironmentProblem
-from ledgerproof.output import check_writable, print_json
+from ledgerproof.options import EnvironmentProblem
+from ledgerproof.output import check_writable, json_path_option, out_option
 from ledgerproof.progress import Progress
 
 
 @click.command("replay-plan")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=RUNS_FOLDER,
-    show_default=True,
-    help="Folder that gets the run's folder.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    is_flag=False,
-    flag_value="-",
-    default=None,
-    metavar="[PATH]",
-    help="Also write verdict.json to PATH; without a PATH, to standard output instead of the summary.",
-)
+@out_option
+@json_path_option("Also write verdict.json to PATH; without a PATH, to standard output instead of the summary.")
 @click.option("--check-only", is_flag=True, help="Only say whether FILE is a plan; starts nothing.")
 @click.option("--keep", is_flag=True, help="Leave the stack running for a look; `ledgerproof down` ends it.")
 @click.option("--lent", is_flag=True, help="Use a running stack; nobody else may give it commands meanwhile.")
@@ -48,7 +33,7 @@ def replay_plan_command(
     The seed in the plan draws what the plan leaves open. Processes are real, so their interleaving is not replayed,
     but for what the plan orders by its waits.
     """
-    from ledgerproof.cli import print_summary  # noqa: PLC0415 - the command line imports this module
+    from ledgerproof.cli import tell_verdict  # noqa: PLC0415 - the command line imports this module
     from ledgerproof.plan.format import PlanError, load  # noqa: PLC0415 - slow to import
     from ledgerproof.plan.runner import PlanOptions, run_plan  # noqa: PLC0415 - slow to import
 
@@ -65,10 +50,4 @@ def replay_plan_command(
         check_writable(Path(json_path))
     stack = running_stack(stack_name) if lent or stack_name is not None else None
     folder, verdict = run_plan(plan, PlanOptions(out=out, keep=keep, stack=stack), Progress())
-    if json_path == "-":
-        print_json(verdict)
-        return int(verdict["exit_code"])
-    if json_path is not None:
-        Path(json_path).write_bytes(msgspec.json.format(msgspec.json.encode(verdict), indent=2) + b"\n")
-    print_summary(verdict, folder)
-    return int(verdict["exit_code"])
+    return tell_verdict(verdict, folder, json_path)

@@ -29,6 +29,7 @@ from ledgerproof.drift import Drift, plan_drift
 from ledgerproof.ending import DRAIN_TIMEOUT_S, Scene, collect, drained, whole
 from ledgerproof.faults import EdgeBook, Nemesis, PlannedFault, plan_faults
 from ledgerproof.grpc_wire import GrpcWire
+from ledgerproof.interrupts import terminate_as_interrupt
 from ledgerproof.live.beside import Beside
 from ledgerproof.options import Options
 from ledgerproof.progress import Progress, Step
@@ -42,7 +43,6 @@ from ledgerproof.recording import (
     open_recording,
     start_stack,
     take_down,
-    terminate_as_interrupt,
     timed,
     write_config,
 )

@@ -34,6 +34,7 @@ from ledgerproof.assess import HarnessFacts
 from ledgerproof.client import NotSeeded, monotonic_clock
 from ledgerproof.collect import NotCollected
 from ledgerproof.drift import NotPlanted
+from ledgerproof.interrupts import undisturbed
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
@@ -327,28 +328,3 @@ def log_to(path: Path) -> Iterator[None]:
         # On a full disk its last lines are lost; the verdict says why.
         with contextlib.suppress(OSError):
             handler.close()
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM while the block runs: half a clean-up is worse than a late one."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the run like Ctrl-C does, so that the stack is taken down."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

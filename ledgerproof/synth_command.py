@@ -12,7 +12,7 @@ import msgspec
 from ledgerproof.attach import json_flag
 from ledgerproof.judge_cost import Cost, growth
 from ledgerproof.options import EnvironmentProblem
-from ledgerproof.output import check_writable, print_json, print_table
+from ledgerproof.output import check_writable, json_path_option, print_json, print_table
 from ledgerproof.progress import Progress
 
 VIOLATED_EXIT: Final = 20
@@ -95,15 +95,7 @@ def synth_command(*, folder: Path, rows: int, mix: str, seed: int, plant: str | 
 @_mix_option
 @_seed_option
 @click.option("--slices", type=click.IntRange(1, 10_000), default=None, help="Cut each run into so many slices.")
-@click.option(
-    "--json",
-    "json_path",
-    is_flag=False,
-    flag_value="-",
-    default=None,
-    metavar="[PATH]",
-    help="Write the result as JSON to PATH; without a PATH, to standard output instead of the table.",
-)
+@json_path_option("Write the result as JSON to PATH; without a PATH, to standard output instead of the table.")
 def bench_judge_command(
     *,
     sizes: tuple[int, ...],

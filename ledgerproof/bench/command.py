@@ -9,7 +9,7 @@ import msgspec
 
 from compose.stack import DEFAULT_ROOT
 from ledgerproof.bench.options import FULL, QUICK, ROW_NAMES, BenchOptions
-from ledgerproof.output import check_writable, print_table
+from ledgerproof.output import check_writable, json_path_option, print_table
 from ledgerproof.progress import Progress, print_error
 
 if TYPE_CHECKING:
@@ -32,15 +32,7 @@ Exit codes:
 
 @click.command("bench", epilog=BENCH_EXIT_CODES)
 @click.option("--quick", is_flag=True, help="At most 10 minutes: shorter windows, less aged data.")
-@click.option(
-    "--json",
-    "json_path",
-    is_flag=False,
-    flag_value="-",
-    default=None,
-    metavar="[PATH]",
-    help="Write the result as JSON to PATH; without a PATH, to standard output instead of the table.",
-)
+@json_path_option("Write the result as JSON to PATH; without a PATH, to standard output instead of the table.")
 @click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the page to PATH.")
 @click.option(
     "--only",

@@ -1,9 +1,7 @@
 """Runs the benchmark: stack up, rows in order, checks, stack down. What fails makes its row invalid, not the run."""
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ from ledgerproof.bench.loading import NotPosted
 from ledgerproof.bench.options import ROW_NAMES, BenchOptions
 from ledgerproof.bench.row import Row
 from ledgerproof.collect import NotCollected, NotDrained
+from ledgerproof.interrupts import terminate_as_interrupt
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.options import EnvironmentProblem
 from ledgerproof.progress import Progress
@@ -85,7 +84,7 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
     began = time.monotonic()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
-    with _terminate_as_interrupt():
+    with terminate_as_interrupt():
         stack, ours = _stack(options, progress)
         try:
             run = Bench(
@@ -182,17 +181,3 @@ def _check(run: Bench) -> dict[str, int] | None:
         broken = {rule: count for rule, count in found.items() if count}
         step.detail = f"{len(found)} rules, {broken or 'nothing broken'}"
     return found
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the run like Ctrl-C does, so that the stack is taken down."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

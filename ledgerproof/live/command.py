@@ -11,7 +11,6 @@ import time
 from typing import Any, Final
 
 import click
-import uvloop
 
 from ledgerproof.attach import service_config, service_options
 from ledgerproof.options import EnvironmentProblem
@@ -89,6 +88,8 @@ def audit_command(
     """
     if not live:
         raise click.UsageError("say --live; stored runs are judged by `ledgerproof check`")
+    import uvloop  # noqa: PLC0415 - only where it is used: every command imports this module
+
     config = service_config(service["stack_name"], service["config_path"])
     progress = Progress()
     with progress.step("Auditing") as step:

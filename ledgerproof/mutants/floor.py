@@ -530,8 +530,3 @@ def free_port() -> int:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
         return port
-
-
-def all_ok(results: list[Result]) -> bool:
-    """Return whether every one of these was acknowledged."""
-    return all(result.record == "ok" for result in results)

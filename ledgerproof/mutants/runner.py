@@ -111,8 +111,6 @@ class Runner:
         try:
             while process.poll() is None and time.monotonic() - began < PROBE_S:
                 time.sleep(POLL_S)
-                if stack is not None:
-                    reap(stack)
         finally:
             end_session(process)
         seconds = round(time.monotonic() - began, 2)
@@ -140,14 +138,6 @@ class Runner:
 def _shown(path: Path) -> str:
     """Return a path for a message that may be stored: as seen from here, without the machine's folders."""
     return os.path.relpath(path)
-
-
-def reap(stack: Stack) -> None:
-    """Take note of the servers that the probe has killed, as their parent must: Postgres takes a zombie for alive."""
-    for node in stack.state.nodes:
-        if node.process is not None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(node.process.pid, os.WNOHANG)
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:

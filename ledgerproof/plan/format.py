@@ -32,8 +32,6 @@ FAST_SETTINGS: Final[dict[str, Any]] = {
     "reconcile_every_s": 15.0,
 }
 """Settings of a plan's stack unless the plan names others: a run waits out these times before it believes its end."""
-WAIVABLE: Final = ("V01", "V02")
-"""What only a campaign can be held to: that every operation succeeded, that faults left an outcome unknown."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$", max_length=60)]
 Amount = Annotated[int, Meta(ge=1, le=10**9)]
@@ -339,6 +337,7 @@ class Requires(_Struct, frozen=True, kw_only=True):
     deposit and a bet."""
     sometimes: list[str] = []
     waive: list[Literal["V01", "V02"]] = []
+    """What only a campaign can be held to: that every operation succeeded, that faults left an outcome unknown."""
 
 
 class Plan(_Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from ledgerproof.collect import NotCollected, NotDrained, drain, snapshot
 from ledgerproof.ending import DRAIN_TIMEOUT_S, Copy, Scene, collect, drained, whole
 from ledgerproof.faults import EdgeBook
 from ledgerproof.grpc_wire import GrpcWire
+from ledgerproof.interrupts import terminate_as_interrupt
 from ledgerproof.options import RUNS_FOLDER, EnvironmentProblem
 from ledgerproof.plan import format as plans
 from ledgerproof.plan.faults import Breaker
@@ -44,7 +45,6 @@ from ledgerproof.recording import (
     open_recording,
     start_stack,
     take_down,
-    terminate_as_interrupt,
     timed,
     write_config,
 )

@@ -146,8 +146,8 @@ HANDLED: Final = {
 """Role → a privilege without which it cannot do its work."""
 
 
-async def handlers_fail(f: Floor) -> None:
-    """Take the workers' privileges away for a moment, so that what they handle fails."""
+async def _handlers_broken(f: Floor) -> str:
+    """Take the workers' privileges away once they have begun, and give them something to do; return the match."""
     await opened(f)
     m = await f.match()
     first = await f.deposit(ANN, 11)
@@ -157,12 +157,23 @@ async def handlers_fail(f: Floor) -> None:
             await f.sql(server, f"REVOKE {what} FROM {role}")
     await asyncio.gather(*(f.deposit(user, 13) for user in (ANN, BOB, CYD)))
     await f.bet(DEE, m, "HOME", "BACK", 200, 100)
-    await f.bet(FAY, m, "HOME", "LAY", 220, 70)
-    # The handlers have met the error by then; they try again every half second.
-    await asyncio.sleep(0.9)
+    return m
+
+
+async def _handlers_mended(f: Floor) -> None:
+    """Give the workers their privileges back."""
     for server in range(len(f.tunnels)):
         for role, what in HANDLED.items():
             await f.sql(server, f"GRANT {what} TO {role}")
+
+
+async def handlers_fail(f: Floor) -> None:
+    """Take the workers' privileges away for a moment, so that what they handle fails."""
+    m = await _handlers_broken(f)
+    await f.bet(FAY, m, "HOME", "LAY", 220, 70)
+    # The handlers have met the error by then; they try again every half second.
+    await asyncio.sleep(0.9)
+    await _handlers_mended(f)
     await asyncio.sleep(0.7)
 
 
@@ -191,22 +202,12 @@ async def settler_interrupted(f: Floor) -> None:
 
 async def workers_restart(f: Floor) -> None:
     """End the workers in order while what they handle fails, and start them again."""
-    await opened(f)
-    m = await f.match()
-    first = await f.deposit(ANN, 11)
-    await f.projected(ANN, first.answer.seq or 0)
-    for server in range(len(f.tunnels)):
-        for role, what in HANDLED.items():
-            await f.sql(server, f"REVOKE {what} FROM {role}")
-    await asyncio.gather(*(f.deposit(user, 13) for user in (ANN, BOB, CYD)))
-    await f.bet(DEE, m, "HOME", "BACK", 200, 100)
+    await _handlers_broken(f)
     await f.until_sql(0, "SELECT NOT EXISTS (SELECT FROM events WHERE NOT published_to_kafka)", what="all is published")
     await f.until_sql(1, "SELECT NOT EXISTS (SELECT FROM events WHERE NOT published_to_kafka)", what="all is published")
     await asyncio.sleep(0.6)
     await asyncio.gather(f.stop("matcher0"), f.stop("projector0"))
-    for server in range(len(f.tunnels)):
-        for role, what in HANDLED.items():
-            await f.sql(server, f"GRANT {what} TO {role}")
+    await _handlers_mended(f)
     f.start("matcher0")
     f.start("projector0")
     await asyncio.gather(f.ready("matcher0"), f.ready("projector0"))
