@@ -19,6 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import RedisError
 
 from reference import metrics
@@ -115,19 +118,29 @@ def _cached(user_id: int, epoch_text: str | None, text: str | None) -> Cached:
     return known
 
 
+def impatient_redis(config: ServiceConfig, *, max_connections: int) -> Redis:
+    """Return a client for callers that can do without Redis: a call takes no longer than TIMEOUT_S.
+
+    Left to itself, the library tries ten times with pauses, so that a Redis that hangs would hold every call for five
+    seconds. Here a call is sent again only, once, when its connection turned out to be broken, as after a restart.
+    """
+    return Redis(
+        host=config.redis_host,
+        port=config.redis_port,
+        password=config.redis_password,
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+        retry=Retry(NoBackoff(), 1, supported_errors=(Disconnected,)),
+        decode_responses=True,
+        max_connections=max_connections,
+    )
+
+
 class Cache:
     """Balances in Redis, fenced by epoch and `seq`."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        self._redis = Redis(
-            host=config.redis_host,
-            port=config.redis_port,
-            password=config.redis_password,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-            decode_responses=True,
-            max_connections=64,
-        )
+        self._redis = impatient_redis(config, max_connections=64)
         self._put_script = self._redis.register_script(_PUT)
         self._begin_script = self._redis.register_script(_BEGIN)
         self._vouch_script = self._redis.register_script(_VOUCH)

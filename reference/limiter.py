@@ -10,15 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from reference import metrics
+from reference.cache import impatient_redis
 from reference.config import ServiceConfig
 from reference.errors import RateLimited
 
 KEY_PREFIX: Final = "rate:"
-TIMEOUT_S: Final = 0.1
 OPEN_CIRCUIT_S: Final = 1.0
 """After a failure Redis is left alone for this long."""
 BATCH_MAX: Final = 256
@@ -57,14 +56,7 @@ class Limiter:
     def __init__(self, config: ServiceConfig) -> None:
         self._per_s = config.rate_limit_per_s
         self._burst = config.rate_limit_burst
-        self._redis = Redis(
-            host=config.redis_host,
-            port=config.redis_port,
-            password=config.redis_password,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-            max_connections=8,
-        )
+        self._redis = impatient_redis(config, max_connections=8)
         self._script = self._redis.register_script(_TAKE)
         self._waiting: list[_Waiting] = []
         self._refused_until: dict[int, float] = {}

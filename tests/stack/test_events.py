@@ -21,7 +21,7 @@ from compose.stack import Stack
 from reference.balance_feed import BalanceFeed
 from reference.balance_reader import BalanceReader
 from reference.bus import Consumer, Message, Publisher, end_offsets
-from reference.cache import EPOCH_PREFIX, KEY_PREFIX, Balance, Cache
+from reference.cache import EPOCH_PREFIX, KEY_PREFIX, Balance, Cache, impatient_redis
 from reference.commands import Contra, EntryType
 from reference.config import ServiceConfig
 from reference.dlq import Letter, letters
@@ -659,6 +659,18 @@ async def test_everybody_who_waits_for_a_redis_that_fails_gets_an_answer(service
     assert {(one.balance, one.epoch) for one in found} == {(None, None)}
     assert not lost.available
     await lost.close()
+
+
+async def test_connections_that_redis_has_closed_are_made_anew_and_nobody_notices(cache, service_config) -> None:
+    server, user_id = service_config.servers[0].name, fresh_wallet()
+    epoch = await cache.begin(server, None)
+    known = Balance(user_id, 7, 1, 1)
+    assert await cache.put(server, epoch, [known], time.monotonic()) == epoch
+    async with impatient_redis(service_config, max_connections=1) as other:
+        for _ in range(3):
+            assert await other.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") > 0
+            assert (await cache.get(server, user_id)).balance == known
+            assert cache.available
 
 
 async def cached_seq(cache: Cache, service_config: ServiceConfig, api: Store, user_id: int, seq: int) -> bool:
