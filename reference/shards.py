@@ -47,6 +47,8 @@ PASSES_MAX = 5
 """Copies of what came during the last copy, before the shard is frozen."""
 SMALL_PASS_ROWS = 2_000
 BACKLOG_WAIT_S = 30.0
+REDIS_WAIT_S = 15.0
+"""Before the freeze, and again once the shard has moved, a Redis that is restarting or hangs is waited for."""
 BACKLOG_AGE_MS = 1_000
 """Before the shard is frozen, its events of more than this age must be in Kafka; the relay gets 30 s for it."""
 ACCEPT_WITHIN_S = 60.0
@@ -234,6 +236,8 @@ class _Move:
         self._columns: dict[str, list[str]] = {}
         self._given_up = False
         self._cache = Cache(config)
+        self._fenced: set[str] = set()
+        """Servers whose cache has begun a new epoch for this move."""
         stack.push_async_callback(self._cache.close)
 
     async def run(self, target: int) -> Moved:
@@ -336,7 +340,12 @@ class _Move:
                 f"{BACKLOG_WAIT_S:g} s: is Kafka well, and the relay?"
             )
         await hit_async("shards.after_copy_before_freeze")
-        await self._begin_cache(target)
+        # Nothing may count that the cache kept from an earlier stay of the shard on its new server.
+        if not await self._fence_cache(target, REDIS_WAIT_S):
+            raise MoveRefused(
+                f"Redis does not answer for {REDIS_WAIT_S:g} s, and what it may keep of the shard must not count: "
+                "start it and try again"
+            )
         for attempt in range(1, FREEZE_TRIES + 1):
             await self._send_marks(target, source)
             if not await self._projected(source, BACKLOG_WAIT_S):
@@ -436,8 +445,9 @@ class _Move:
                     with contextlib.suppress(*DRIVER_ERRORS):
                         await connection.execute("ROLLBACK")
         await hit_async("shards.after_give_up_before_accept")
-        # What readers with old routes find in the cache was written before; what is written after counts no more.
-        await self._cache.begin(source.name, (await self._cache.get(source.name, 0)).epoch)
+        # What readers with old routes find in the cache was written before; what is written after counts no more. The
+        # shard has no owner now, so a Redis in trouble is asked once here, and waited for when the shard is cleared.
+        await self._fence_cache(source, 0.0)
         await self._accept(target, epoch + 1)
         return (time.monotonic() - began) * 1000, copying.result()
 
@@ -478,11 +488,15 @@ class _Move:
         await target.main.execute(self._text("merge_projection", table))
         return True
 
-    async def _begin_cache(self, target: _Server) -> None:
-        """Let nothing count that the cache kept from an earlier stay of the shard on its new server."""
-        epoch = (await self._cache.get(target.name, 0)).epoch
-        if await self._cache.begin(target.name, epoch) is None:
-            raise MoveRefused("Redis does not answer, and what it may keep of the shard must not count: try again")
+    async def _fence_cache(self, server: _Server, within_s: float) -> bool:
+        """Begin a new epoch of a server's cache, so that nothing of before counts; return whether Redis did so."""
+        deadline = time.monotonic() + within_s
+        while await self._cache.begin(server.name, (await self._cache.get(server.name, 0)).epoch) is None:
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(RETRY_S)
+        self._fenced.add(server.name)
+        return True
 
     async def _give_up(self, source: _Server, target: _Server, epoch: int) -> None:
         """Commit on the old server that the shard is the new one's, which has its copy by then and is told so."""
@@ -555,6 +569,11 @@ class _Move:
         attached = await old.main.fetchval(self._text("attachment"))
         if attached is None and not await old.main.fetchval(self._text("remains")):
             return False
+        if old.name not in self._fenced and not await self._fence_cache(old, REDIS_WAIT_S):
+            raise MoveUnfinished(
+                f"Redis does not answer for {REDIS_WAIT_S:g} s, and what it keeps of shard {self._shard} from "
+                f"{old.name} must not count any more: start it and repeat the command"
+            )
         await old.main.execute(self._sql["unprepare"], self._shard)
         async with old.main.transaction():
             await old.main.execute(self._sql["projection_barrier"])

@@ -17,9 +17,11 @@ from exchange_floor import Floor
 from shard_traffic import Traffic, compare, events_are_in_order, traffic, wallets_of
 
 from compose.stack import Stack
+from reference import metrics
+from reference.cache import Cache
 from reference.config import ServiceConfig
 from reference.errors import LedgerError
-from reference.shards import Moved, MoveRefused, Phase, list_shards, move_shard
+from reference.shards import Moved, MoveRefused, MoveUnfinished, Phase, list_shards, move_shard
 
 HERE = Path(__file__).parent
 WITHIN_S = 30.0
@@ -346,3 +348,54 @@ async def test_a_projection_that_is_behind_is_no_state_to_move_in(
     row = await floor.owner[1].fetchrow("SELECT seq FROM wallet_balance_projection WHERE user_id = $1", user)
     assert row["seq"] == 1
     await move_shard(service_config, stack.superuser, 35, 0)
+
+
+async def test_a_redis_in_trouble_before_the_freeze_is_waited_for(
+    stack: Stack, service_config: ServiceConfig, floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (user,) = wallets_of(36, 1)
+    await floor.fund([user])
+    stack.pause("redis")
+    try:
+        monkeypatch.setattr("reference.shards.REDIS_WAIT_S", 0.5)
+        with pytest.raises(MoveRefused, match="Redis does not answer"):
+            await move_shard(service_config, stack.superuser, 36, 1)
+        monkeypatch.setattr("reference.shards.REDIS_WAIT_S", 15.0)
+        moving = asyncio.create_task(move_shard(service_config, stack.superuser, 36, 1))
+        failures = metrics.REGISTRY.get_sample_value("cache_errors_total")
+        await until(lambda: _true(metrics.REGISTRY.get_sample_value("cache_errors_total") > failures))
+    finally:
+        stack.resume("redis")
+    assert (await moving).moved
+
+
+async def test_what_redis_kept_of_a_shard_does_not_count_after_its_move_whenever_redis_failed(
+    stack: Stack, service_config: ServiceConfig, floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old server's cache is still vouched for: a reader that has not heard of the move would believe it."""
+    monkeypatch.setattr("reference.shards.REDIS_WAIT_S", 0.5)
+    (user,) = wallets_of(37, 1)
+    await floor.fund([user])
+    await drained(floor, [user])
+    cache = Cache(service_config)
+    try:
+        before = (await cache.get("pg0", user)).epoch
+
+        def reached(phase: Phase) -> None:
+            if phase is Phase.GIVEN_UP:
+                stack.pause("projector0")  # which would begin an epoch of its own
+                stack.pause("redis")
+
+        try:
+            with pytest.raises(MoveUnfinished, match="Redis does not answer"):
+                await move_shard(service_config, stack.superuser, 37, 1, reached)
+        finally:
+            stack.resume("redis")
+        await until(lambda: _true(cache.available))
+        assert (await cache.get("pg0", user)).epoch == before, "nobody has fenced it yet"
+        again = await move_shard(service_config, stack.superuser, 37, 1)
+        assert (again.moved, again.resumed) == (False, True)
+        assert (await cache.get("pg0", user)).epoch != before
+    finally:
+        stack.resume("projector0")
+        await cache.close()
