@@ -86,7 +86,7 @@ def _shown(proof: Proof, run: Run, witness: Witness) -> Section | None:
 
 PROOFS: Final[dict[str, tuple[Proof, ...]]] = {
     "A01": (evidence.show_attempts, evidence.show_ledger, evidence.show_bet, evidence.show_match),
-    "A02": (evidence.show_ledger, evidence.show_attempts, evidence.show_bet),
+    "A02": (evidence.show_ledger, evidence.show_attempts, evidence.show_bet, evidence.show_match),
     "A03": (evidence.show_ledger, evidence.show_attempts, evidence.show_bet, evidence.show_match),
     "A04": (evidence.show_attempts, evidence.show_ledger, evidence.show_match),
     "A05": (evidence.show_attempts, evidence.show_ledger),

@@ -72,6 +72,7 @@ class Resolution(StrEnum):
 def described(attempts: pl.DataFrame) -> pl.DataFrame:
     """Add to `history.attempts` the columns family, key (for matches: operation and match), body and refused.
 
+    `sent_key` is the key as the client sent it.
     `body` identifies what was asked; two attempts of a key with equal bodies are retries of each other.
     `refused` marks a refusal that the service stores and that is final.
     """
@@ -100,6 +101,7 @@ def described(attempts: pl.DataFrame) -> pl.DataFrame:
         .then(op + ":" + pl.col("match_id"))
         .otherwise(pl.col("key"))
         .alias("key"),
+        pl.col("key").alias("sent_key"),
         pl.when(is_match).then(None).otherwise(pl.col("user")).alias("user"),
         (op + "|" + pl.coalesce("payload_hash", fields)).alias("body"),
         (

@@ -28,7 +28,7 @@ _PAYMENT: Final = ("bet_id", "type", "contra", "settlement_version")
 
 GRAINS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "A01": (_KEY,),
-    "A02": (("bet_id", "contra", "settlement_version"), _KEY),
+    "A02": (("bet_id", "contra", "settlement_version"), _KEY, _RULING),
     "A03": (_ENTRY, _RULING),
     "A04": (_KEY,),
     "A05": (_KEY,),

@@ -7,6 +7,7 @@ import polars as pl
 from invariants.anomalies.common import Found, Row, as_keys, asked_for, bodies, found, seconds
 from invariants.fates import (
     OTHER_BODY_STATUS,
+    RESETTLE,
     ROLLBACK_PREFIX,
     Fate,
     first_results,
@@ -75,9 +76,14 @@ def a02_duplicate(run: Run) -> Found:
     """A02 duplicate: more than one effect for a key, or for a business id.
 
     Two entries of one user and client's key; two debits, or two credits, of one bet, account and version (a stake,
-    a commission, what a correction takes back or advances). Two payouts or refunds for one bet and version are A27,
-    so that each bug has one name.
+    a commission, what a correction takes back or advances); more corrections of a match to one result than keys that
+    asked for it. Two payouts or refunds for one bet and version are A27, so that each bug has one name.
     """
+    return repeated_entries(run) + repeated_corrections(run)
+
+
+def repeated_entries(run: Run) -> Found:
+    """Find the keys and the business ids with more than one entry (A02)."""
     entries = as_keys(run.entries)
     own = entries.filter(~pl.col("system"))
     # Grouping costs most, so only what has the hash of another row is grouped.
@@ -118,6 +124,32 @@ def a02_duplicate(run: Run) -> Found:
         ),
     )
     return first + second
+
+
+def repeated_corrections(run: Run) -> Found:
+    """Find the matches with more corrections to a result than keys that asked for it: one counted twice (A02)."""
+    asked = (
+        run.attempts.filter(pl.col("op") == RESETTLE)
+        .group_by("match_id", pl.col("selection").fill_null("VOID").alias("asked_for"))
+        .agg(pl.col("sent_key").drop_nulls().unique().sort().alias("keys"))
+    )
+    made = (
+        run.table("settlements")
+        .filter(pl.col("settlement_version") > 1)
+        .unique(["match_id", "settlement_version"])
+        .group_by("match_id", pl.col("result").fill_null("VOID").alias("asked_for"))
+        .agg(pl.col("settlement_version").sort().alias("versions"), pl.col("settlement_version").max())
+    )
+    # A correction that nobody asked for at all is a phantom (A03).
+    rows = made.join(asked, on=["match_id", "asked_for"], how="inner")
+    return found(
+        "A02",
+        rows.filter(pl.col("versions").list.len() > pl.col("keys").list.len()).sort("match_id", "asked_for"),
+        lambda row: (
+            f"match {row['match_id']} was corrected to {row['asked_for']} {len(row['versions'])} times, as versions"
+            f" {row['versions']}, and only {len(row['keys'])} keys asked for that: {row['keys']}"
+        ),
+    )
 
 
 def a03_phantom(run: Run) -> Found:

@@ -30,7 +30,7 @@ def _by(scope: Scope, *folds: Callable[[Run], Found]) -> tuple[Part, ...]:
 
 PARTS: Final[dict[str, tuple[Part | Summed, ...]]] = {
     "A01": _by(_WALLET, keys.a01_lost),
-    "A02": _by(_WALLET, keys.a02_duplicate),
+    "A02": (*_by(_WALLET, keys.repeated_entries), *_by(_MATCH, keys.repeated_corrections)),
     "A03": (*_by(_WALLET, keys.unasked_entries), *_by(_MATCH, keys.unfounded_system_entries, keys.unasked_settlements)),
     "A04": _by(_WALLET, keys.a04_failed_but_applied),
     "A05": _by(_WALLET, keys.a05_replay_diverges),

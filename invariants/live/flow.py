@@ -247,6 +247,10 @@ class Flow:
         payload = parsed(event.payload)
         return Witness("A21", text, None, payload.get("user_id"), payload.get("seq"))
 
+    def forget(self, event_id: str) -> None:
+        """Wait no longer for the record of an event: it may have come before the topics were read."""
+        self.unsent.pop(event_id, None)
+
     def silent(self, entry: Entry) -> Witness:
         """A21: no outbox has an event of the entry."""
         self.entries.pop((entry.user, entry.seq), None)

@@ -116,7 +116,9 @@ class Server:
         """xmin of the last whole look."""
         self.started = False
         self.first_event = 0
-        """Outbox rows up to this id were there before the auditor."""
+        """Outbox rows up to this id were there, and published, before the auditor."""
+        self.newest_before = 0
+        """Outbox rows up to this id may have been sent before the auditor began to read the topics."""
         self.event_id = 0
         self.events_by_poll: list[int] = []
         """Newest outbox id of the last looks: where to search for what was just written."""
@@ -176,7 +178,8 @@ class Server:
         """Note where to go on from; call it in the snapshot of the baseline."""
         self.partitions = {part.shard: part for part in await self._partitions()}
         row = await self.fetchrow("first_event")
-        self.first_event = self.event_id = int(row[0])
+        self.first_event = self.event_id = int(row["first"])
+        self.newest_before = int(row["newest"])
         self.horizon = self._xmin
         self.outbox, self.projection = Stretch(began=self._xmin), Stretch(began=str(FIRST_XID))
         self.started = True

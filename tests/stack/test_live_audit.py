@@ -326,6 +326,32 @@ async def test_an_event_marked_as_published_that_kafka_lacks_is_found(world: Wor
         assert "not in Kafka" in witness.text
 
 
+async def test_an_event_sent_before_the_audit_and_marked_after_its_first_look_is_innocent(
+    world: World, own_stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledgerproof.live.suspects.OVERDUE_S", 0.0)
+    user = await wallet_of(world, 0)
+    owner = await world.owner_of(0)
+    mark = """UPDATE events SET published_to_kafka = $2, published_at = CASE WHEN $2 THEN now() END
+               WHERE partition_key = $1"""
+    own_stack.pause("relay0")  # It has sent these events and not yet said so.
+    audit = Auditor(world.config)
+    try:
+        async with repaired(owner, (mark, str(user), True)):
+            await owner.execute(mark, str(user), False)
+            await look(audit)
+            await look(audit)
+            assert len(audit.flow.unsent) == 3
+            await owner.execute(mark, str(user), True)
+            await look(audit)
+            await look(audit)
+            assert audit.flow.unsent == {}
+            assert audit.findings.counts == {}, audit.findings.witnesses
+    finally:
+        audit.close()
+        own_stack.resume("relay0")
+
+
 async def test_a_record_of_no_event_is_found(world: World) -> None:
     user = await wallet_of(world, 1)
     producer = Producer({"bootstrap.servers": world.config.kafka_bootstrap})

@@ -550,6 +550,11 @@ def correction_nobody_asked_for(w: World) -> None:
     w.resettle(M_AGAIN, "HOME", asked=False)
 
 
+def resettle_delivered_again_corrects_again(w: World) -> None:
+    w.resettle(M_AGAIN, "HOME")
+    w.resettle(M_AGAIN, "AWAY", asked=False)  # the key that corrected it to AWAY as version 2
+
+
 def correction_under_a_refused_resettle(w: World) -> None:
     w.resettle(M_AGAIN, "HOME", asked=False)
     attempt = w.invoke("resettle_match", match_id=M_AGAIN, selection="HOME", key="too-late")
@@ -713,6 +718,7 @@ BUGS: list[tuple[str, Bug, str | None, set[str]]] = [
     ("A29", order_is_matched_without_fills, None, set()),
     ("A30", rebuilt(escrow_of_a_void_match_leaks), None, {"A28"}),
     ("A01", rebuilt(acknowledged_correction_never_happened), None, set()),
+    ("A02", rebuilt(resettle_delivered_again_corrects_again), None, set()),
     ("A02", rebuilt(correction_takes_back_twice), None, {"A03", "A30", "A07"}),
     ("A03", rebuilt(correction_nobody_asked_for), None, set()),
     ("A07", rebuilt(correction_takes_a_wallet_below_zero), None, {"A28"}),

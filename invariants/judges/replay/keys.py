@@ -1,5 +1,6 @@
 """A01–A05: each key's story against what is stored under it."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
@@ -94,7 +95,10 @@ def a01_lost(case: Case) -> Iterator[Finding]:
 
 
 def a02_duplicate(case: Case) -> Iterator[Finding]:
-    """A02: two entries of a client's key, or two of one bet, account and version that is not a payout or refund."""
+    """A02: two entries of a client's key, or two of one bet, account and version that is not a payout or refund.
+
+    And a match corrected to one result more often than under different keys anybody asked for it.
+    """
     for (user, key), entries in several(case.client_entries, lambda e: (e.user, e.key)).items():
         yield Finding(
             "A02",
@@ -115,6 +119,21 @@ def a02_duplicate(case: Case) -> Iterator[Finding]:
             f" {[(e.user, e.seq) for e in entries]}",
             {"bet_id": bet, "contra": contra, "settlement_version": version},
         )
+    keys: dict[KeyName, set[str]] = defaultdict(set)
+    for attempt in case.attempts:
+        if attempt.op == "resettle_match":
+            keys[attempt.name] |= {attempt.key} - {None}
+    versions: dict[KeyName, set[int]] = defaultdict(set)
+    for row in case.table("settlements"):
+        if row["settlement_version"] > 1:
+            versions[_resettle(row)].add(row["settlement_version"])
+    for name, made in versions.items():
+        if name in keys and len(keys[name]) < len(made):
+            yield Finding(
+                "A02",
+                f"{name[2]} was done as versions {sorted(made)} for the keys {sorted(keys[name])}",
+                {"match_id": name[2].split(":")[1], "settlement_version": max(made)},
+            )
 
 
 def asks_for(attempt: Attempt, entry: Entry, bets: dict[tuple[int, str | None], list[Row]]) -> bool:

@@ -66,7 +66,7 @@ both_ends AS (
     LEFT JOIN (SELECT * FROM firsts WHERE record <> 'invoke') a USING (attempt)
 )
 SELECT
-    * EXCLUDE (who, own_key),
+    * EXCLUDE (who),
     CASE WHEN family <> 'match' THEN who END AS wallet,
     CASE
         WHEN family <> 'match' THEN own_key

@@ -21,6 +21,19 @@ SELECT 'bet_id ' || bet_id || ' contra ' || contra || ' settlement_version ' || 
 FROM entries WHERE type IN ('DEBIT', 'CREDIT') AND contra IN ('ESCROW', 'HOUSE') AND bet_id IS NOT NULL
 GROUP BY bet_id, type, contra, version
 HAVING count(*) > 1 AND (bool_or(system) OR min(key) <> max(key))
+UNION ALL
+-- Of a match and a result no more corrections than keys that asked for it; one that none asked for is a phantom (A03).
+SELECT 'match_id ' || said(s.match_id) || ' settlement_version ' || said(max(s.settlement_version))
+FROM settlements s
+WHERE s.settlement_version > 1
+GROUP BY s.match_id, s.result
+HAVING count(DISTINCT s.settlement_version) > (
+    SELECT count(DISTINCT a.own_key) FROM attempts a
+    WHERE a.op = 'resettle_match' AND a.match_id = s.match_id AND a.selection IS NOT DISTINCT FROM s.result
+) AND EXISTS (
+    FROM attempts a
+    WHERE a.op = 'resettle_match' AND a.match_id = s.match_id AND a.selection IS NOT DISTINCT FROM s.result
+)
 
 -- name: A03
 WITH unasked AS (

@@ -108,7 +108,8 @@ e.id, e.event_id::text, e.event_type, e.partition_key, e.payload::text,
 
 -- name: first_event
 -- Where to begin: before the oldest event that is not published, else behind the newest.
-SELECT coalesce((SELECT min(id) - 1 FROM events WHERE NOT published_to_kafka), (SELECT max(id) FROM events), 0)
+SELECT coalesce((SELECT min(id) - 1 FROM events WHERE NOT published_to_kafka), (SELECT max(id) FROM events), 0) AS first,
+       coalesce((SELECT max(id) FROM events), 0) AS newest
 
 -- name: new_events
 -- $1 after this id, $2 at most so many.

@@ -226,7 +226,7 @@ async def open_book(f: Floor) -> None:
     await f.bet(FAY, open_ones[1], "DRAW", "LAY", 310, 44)
     await f.arrived(open_ones[1], 5)
     await f.bet(FAY, open_ones[1], "DRAW", "BACK", 300, 45)
-    await f.arrived(open_ones[1], 6)
+    await f.arrived_unless_kept(open_ones[1], 6)
     await f.read(DEE, strong=True)
 
 

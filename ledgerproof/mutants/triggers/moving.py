@@ -48,7 +48,7 @@ async def shard_moves(f: Floor) -> None:
     other = await f.match(shard=ANN % 100)
     await f.bet(ANN, other, "AWAY", "BACK", 300, 20)
     await f.bet(BOB, other, "AWAY", "LAY", 310, 25)
-    await f.arrived(other, 2)
+    await f.arrived_unless_kept(other, 2)
     await f.send(workload.deposit(CYD, 3, f.key("elsewhere")), 1)
     await f.close_match(other)
     await f.settle(other, "AWAY")
