@@ -132,7 +132,7 @@ def a02_duplicate(case: Case) -> Iterator[Finding]:
             yield Finding(
                 "A02",
                 f"{name[2]} was done as versions {sorted(made)} for the keys {sorted(keys[name])}",
-                {"match_id": name[2].split(":")[1], "settlement_version": max(made)},
+                {"match_id": str(name[2]).split(":")[1], "settlement_version": max(made)},
             )
 
 
