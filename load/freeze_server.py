@@ -34,11 +34,14 @@ class ServerReport(msgspec.Struct, frozen=True):
     """What the server says at its end. Moments are readings of time.monotonic()."""
 
     began_s: float
-    requests: int
-    late_p50_ms: float
-    """How long after their time answers left."""
-    late_p99_ms: float
-    late_max_ms: float
+    arrivals_s: list[float]
+    """When requests came, since the first."""
+    lateness_ms: list[float]
+    """How long after their time answers left, ascending."""
+
+    def late_ms(self, percent: float) -> float:
+        """Return the lateness of the answers at a percentile."""
+        return float(np.percentile(self.lateness_ms, percent)) if self.lateness_ms else 0.0
 
 
 class FreezeServer:
@@ -53,6 +56,7 @@ class FreezeServer:
         self._number = 0
         self._buffers: dict[int, tuple[socket.socket, bytes]] = {}
         self._late_ms: list[float] = []
+        self._arrivals_s: list[float] = []
         self._epoll = select.epoll()
         self._timer = TimerFile()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -118,6 +122,7 @@ class FreezeServer:
         since_s = now_s - self._began_s
         wait_s = next((end_s - since_s for start_s, end_s in self._windows if start_s <= since_s < end_s), 0.0)
         service_s = float(self._pattern.service(np.array(since_s), self._duration_s))
+        self._arrivals_s.append(since_s)
         self._number += 1
         heapq.heappush(self._due, (now_s + wait_s + service_s, self._number, connection))
 
@@ -135,9 +140,7 @@ class FreezeServer:
             self._timer.set(self._due[0][0])
 
     def _report(self) -> ServerReport:
-        late = np.array(self._late_ms or [0.0])
-        p50, p99, worst = np.percentile(late, [50, 99, 100]).tolist()
-        return ServerReport(self._began_s or 0.0, self._number, p50, p99, worst)
+        return ServerReport(self._began_s or 0.0, self._arrivals_s, sorted(self._late_ms))
 
 
 def main() -> int:

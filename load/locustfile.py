@@ -17,7 +17,7 @@ from load.users import Bettor, session_of
 
 __all__ = ["Bettor", "WholeSchedule"]
 
-events.init_command_line_parser.add_listener(add_options)
+events.init_command_line_parser.add_listener(add_options)  # type: ignore[no-untyped-call]
 
 _conductors: dict[Any, Conductor] = {}
 
@@ -34,7 +34,6 @@ class WholeSchedule(LoadTestShape):
         return workers, float(workers)
 
 
-@events.init.add_listener
 def connect(environment: Any, runner: Any, **_: Any) -> None:
     """Join Locust's events and messages to our part of the work."""
     if not isinstance(runner, WorkerRunner):
@@ -51,3 +50,6 @@ def connect(environment: Any, runner: Any, **_: Any) -> None:
     if isinstance(runner, WorkerRunner):
         environment.events.heartbeat_received.add_listener(session.heard_master)
         gevent.spawn(session.watch_master)
+
+
+events.init.add_listener(connect)  # type: ignore[no-untyped-call]

@@ -226,7 +226,7 @@ def _of_times(
     count = len(t)
     weights = np.arange(1, wallets + 1, dtype=np.float64) ** -POPULARITY_EXPONENT
     wallet = np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(count), side="right")
-    wallet = np.minimum(wallet, wallets - 1).astype(np.int32)
+    wallet = np.minimum(wallet, wallets - 1)
     wallet[rng.random(count) < hot_share] = 0
     mids = bet_rng.integers(150, 500, size=(matches, len(DEFAULT_OUTCOMES)))
     match = bet_rng.integers(0, matches, size=count).astype(np.int32)
@@ -240,7 +240,7 @@ def _of_times(
         t=t,
         phase=np.concatenate(phase_parts) if phase_parts else np.empty(0, np.int8),
         op=np.concatenate(op_parts) if op_parts else np.empty(0, np.int8),
-        wallet=wallet,
+        wallet=wallet.astype(np.int32),
         match=match,
         selection=selection,
         side=bet_rng.integers(0, 2, size=count).astype(np.int8),
@@ -275,15 +275,11 @@ def _with_settles(rng: np.random.Generator, drawn: Schedule, stages: Sequence[St
         start_s += stage.duration_s
     if not rows:
         return drawn
-    t, op, match, phase = (np.array(column) for column in zip(*rows, strict=True))
-    added = {
-        "t": t,
-        "op": op,
-        "match": match,
-        "phase": phase,
-        # The result is the match's own, whichever arrival tells it.
-        "selection": match % len(DEFAULT_OUTCOMES),
-    }
+    added = dict(
+        zip(("t", "op", "match", "phase"), (np.array(column) for column in zip(*rows, strict=True)), strict=True)
+    )
+    # The result is the match's own, whichever arrival tells it.
+    added["selection"] = added["match"] % len(DEFAULT_OUTCOMES)
     count = len(rows)
     columns = {
         name: np.concatenate([column, np.asarray(added.get(name, np.zeros(count)), dtype=column.dtype)])
