@@ -1,0 +1,55 @@
+"""The Locust file of the load: `locust -f load/locustfile.py --headless --targets HOST:PORT --load-profile smoke`.
+
+Everything of Locust's works with it: the web interface, --master and --worker, --processes, --csv, --html. The number
+of users and the duration follow from the profile.
+"""
+
+import sys
+from typing import Any
+
+import gevent
+from locust import LoadTestShape, events
+from locust.runners import WorkerRunner
+
+from load.conductor import Conductor
+from load.options import OptionError, add_options, settings_of
+from load.users import Bettor, session_of
+
+__all__ = ["Bettor", "WholeSchedule"]
+
+events.init_command_line_parser.add_listener(add_options)  # type: ignore[no-untyped-call]
+
+_conductors: dict[Any, Conductor] = {}
+
+
+class WholeSchedule(LoadTestShape):
+    """One user for each worker, from the start until every worker has told its result."""
+
+    def tick(self) -> tuple[int, float] | None:
+        """Return how many users there are to be, or None when the run is over."""
+        conductor = _conductors[self.runner.environment] if self.runner is not None else None
+        if conductor is None or conductor.finished():
+            return None
+        workers = conductor.worker_count()
+        return workers, float(workers)
+
+
+def connect(environment: Any, runner: Any, **_: Any) -> None:
+    """Join Locust's events and messages to our part of the work."""
+    if not isinstance(runner, WorkerRunner):
+        try:
+            settings_of(environment.parsed_options)
+        except OptionError as error:
+            print(f"load: {error}", file=sys.stderr)
+            sys.exit(2)
+        _conductors[environment] = Conductor(environment)
+        _conductors[environment].listen()
+    session = session_of(environment)
+    if getattr(runner, "clients", None) is None:
+        session.listen()
+    if isinstance(runner, WorkerRunner):
+        environment.events.heartbeat_received.add_listener(session.heard_master)
+        gevent.spawn(session.watch_master)
+
+
+events.init.add_listener(connect)  # type: ignore[no-untyped-call]

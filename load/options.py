@@ -1,0 +1,176 @@
+"""The options of a load: Locust's command line with ours added, read in this one place.
+
+Only the master (or a run without workers) reads them; workers are told by message.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from load.plan import WorkerPlan
+from load.profiles import PROFILES, Profile, ProfileError, read_profile
+from load.result import LAG_P99_MS
+from load.schedule import Schedule, Stage
+
+_ADDRESS: Final = re.compile(r"(?:http://)?([\w.-]+):(\d{1,5})/?")
+
+
+class OptionError(ValueError):
+    """An option that is missing or cannot be used; the message says what to do."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the options say."""
+
+    profile_name: str
+    profile: Profile
+    seed: int
+    run: str
+    """Empty: named by the seed and the time of the start."""
+    targets: list[tuple[str, int]]
+    grpc_targets: list[str]
+    token: str
+    first_wallet: int
+    prepare: bool
+    rate_factor: float
+    time_factor: float
+    rate: float | None
+    timeout_s: float
+    lag_limit_ms: float
+    result: Path | None
+    history: Path | None
+    history_origin_s: float | None
+
+    def stages(self) -> list[Stage]:
+        """Return the stages of the run; without gRPC addresses its bets go over HTTP, under the name of bets."""
+        return stages_of(
+            self.profile,
+            rate_factor=self.rate_factor,
+            time_factor=self.time_factor,
+            rate=self.rate,
+            grpc=bool(self.grpc_targets),
+        )
+
+    def worker_plan(self, schedule: Schedule, *, index: int, count: int, run: str, **more: Any) -> WorkerPlan:
+        """Return what worker `index` of `count` is told of a schedule."""
+        # A worker opens the wallets that the whole schedule names, its part of them.
+        ranks = np.unique(schedule.wallet).tolist() if self.prepare else []
+        return WorkerPlan(
+            index=index,
+            count=count,
+            profile=self.profile_name,
+            seed=self.seed,
+            rate_factor=self.rate_factor,
+            time_factor=self.time_factor,
+            rate=self.rate,
+            digest=schedule.digest(),
+            run=run,
+            first_wallet=self.first_wallet,
+            targets=self.targets,
+            grpc_targets=self.grpc_targets,
+            token=self.token,
+            timeout_s=self.timeout_s,
+            prepare=self.prepare,
+            wallet_ranks=ranks[index::count],
+            **more,
+        )
+
+
+def stages_of(
+    profile: Profile, *, rate_factor: float, time_factor: float, rate: float | None, grpc: bool
+) -> list[Stage]:
+    """Return the stages that a run of a profile plays. Raises ValueError for a rate where there is no knee."""
+    if rate is not None:
+        stages = profile.at_rate(rate)
+    else:
+        stages = profile.drawn_stages(rate_factor=rate_factor, time_factor=time_factor)
+    return stages if grpc else [_without_grpc(stage) for stage in stages]
+
+
+def _without_grpc(stage: Stage) -> Stage:
+    mix = dict(stage.mix)
+    weight = mix.pop("grpc_bet", 0.0)
+    if weight:
+        mix["bet"] = mix.get("bet", 0.0) + weight
+    return replace(stage, mix=mix)
+
+
+def add_options(parser: Any) -> None:
+    """Add our options to Locust's parser."""
+    add = parser.add_argument
+    add("--load-profile", default="smoke", help="Which profile of the profiles file to play")
+    add("--load-profiles", default=str(PROFILES), help="The profiles file (TOML)")
+    add("--seed", type=int, default=1, help="Draws the schedule; the same seed draws the same one")
+    add("--run-name", default="", help="Begins every idempotency key; by default the seed and the time of the start")
+    add("--targets", default="", help="host:port of each API process, comma-separated; by default that of --host")
+    add("--grpc-targets", default="", help="host:port of each gRPC door; without it all bets go over HTTP")
+    add(
+        "--token",
+        default="",
+        env_var="LEDGERPROOF_TOKEN",
+        is_secret=True,
+        help="Bearer token with the scopes service and admin",
+    )
+    add("--first-wallet", type=int, default=500_001, help="User id of the first wallet of the load")
+    add(
+        "--prepare",
+        action="store_true",
+        help="Before the load, open the wallets with a deposit each and create the matches",
+    )
+    add("--rate-factor", type=float, default=1.0, help="Multiplies all rates")
+    add("--time-factor", type=float, default=1.0, help="Multiplies all durations")
+    add("--rate", type=float, default=0.0, help="Of a profile with a knee: the rate of this window")
+    add("--request-timeout", type=float, default=10.0, help="Seconds after which an arrival has no answer")
+    add("--lag-limit-ms", type=float, default=LAG_P99_MS, help="The run is INVALID if arrivals leave later at p99")
+    add("--result", default="", help="Write the result here (JSON)")
+    add("--history", default="", help="Write the history of all attempts below this folder")
+    add("--history-origin", type=float, default=-1.0, help="Reading of the monotonic clock that the history calls 0")
+
+
+def settings_of(options: Any) -> Settings:
+    """Return what the parsed options say. Raises OptionError."""
+    try:
+        profile = read_profile(options.load_profile, Path(options.load_profiles))
+    except (ProfileError, OSError) as error:
+        raise OptionError(str(error)) from error
+    targets = [_address(part) for part in (options.targets or options.host or "").split(",") if part.strip()]
+    if not targets:
+        raise OptionError("no service to load: give --targets host:port,… or --host")
+    settings = Settings(
+        profile_name=options.load_profile,
+        profile=profile,
+        seed=options.seed,
+        run=options.run_name,
+        targets=targets,
+        grpc_targets=[
+            f"{host}:{port}"
+            for host, port in (_address(part) for part in options.grpc_targets.split(",") if part.strip())
+        ],
+        token=options.token,
+        first_wallet=options.first_wallet,
+        prepare=bool(options.prepare),
+        rate_factor=options.rate_factor,
+        time_factor=options.time_factor,
+        rate=options.rate or None,
+        timeout_s=options.request_timeout,
+        lag_limit_ms=options.lag_limit_ms,
+        result=Path(options.result) if options.result else None,
+        history=Path(options.history) if options.history else None,
+        history_origin_s=options.history_origin if options.history_origin >= 0 else None,
+    )
+    if settings.timeout_s <= 0 or settings.rate_factor <= 0 or settings.time_factor <= 0 or settings.first_wallet < 1:
+        raise OptionError("--request-timeout, --rate-factor, --time-factor and --first-wallet are above zero")
+    if settings.rate is not None and profile.knee is None:
+        raise OptionError(f"--rate is for profiles with a knee, and {options.load_profile!r} has none")
+    return settings
+
+
+def _address(text: str) -> tuple[str, int]:
+    match = _ADDRESS.fullmatch(text.strip())
+    if match is None:
+        raise OptionError(f"not an address: {text.strip()!r}; it is host:port")
+    return match[1], int(match[2])

@@ -1,0 +1,151 @@
+"""The worker's side of a load: what the master says to it, and the Locust user that plays its share.
+
+A worker has one user, and that user plays the whole share, over HTTP and gRPC, with a greenlet for each arrival: how
+many arrivals there are is the schedule's business and not that of Locust's number of users.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import gevent
+import gevent.event
+import msgspec
+from locust import User, task
+from locust.exception import StopUser
+
+from load.options import stages_of
+from load.plan import Start, WorkerPlan
+from load.player import NotPrepared, Player
+from load.profiles import read_profile
+from load.schedule import match_ids
+from load.wire import NotSent
+
+PLAN: Final = "load-plan"
+READY: Final = "load-ready"
+START: Final = "load-start"
+STOP: Final = "load-stop"
+RESULT: Final = "load-result"
+"""The messages between master and workers, in the order of a run."""
+MASTER_SILENT_S: Final = 15.0
+"""A worker whose master said nothing for so long ends its run: the master was killed."""
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """One worker's part in one run after another."""
+
+    def __init__(self, runner: Any, on_request: Callable[..., None]) -> None:
+        self._runner = runner
+        self._on_request = on_request
+        self._plan: WorkerPlan | None = None
+        self._player: Player | None = None
+        self._started: gevent.event.AsyncResult[float | None] = gevent.event.AsyncResult()
+        self._playing = False
+        self._heard_s = time.monotonic()
+
+    def listen(self) -> None:
+        """Take messages of the master from now on."""
+        self._runner.register_message(PLAN, self._on_plan)
+        self._runner.register_message(START, self._on_start)
+        self._runner.register_message(STOP, self._on_stop)
+
+    def watch_master(self) -> None:
+        """End the run, and the worker, when its master has gone silent. A greenlet of its own."""
+        while True:
+            gevent.sleep(1.0)
+            if time.monotonic() - self._heard_s > MASTER_SILENT_S:
+                _log.error("the master is gone: the worker ends")
+                if self._player is not None:
+                    self._player.stop()
+                self._runner.quit()
+                return
+
+    def heard_master(self, **_: Any) -> None:
+        """Note that the master lives."""
+        self._heard_s = time.monotonic()
+
+    def play(self) -> None:
+        """Wait for the start, play the share, and send the result. Raises StopUser when there is nothing to do."""
+        if self._playing:
+            raise StopUser
+        self._playing = True
+        try:
+            start_s = self._started.get()
+            if start_s is not None and self._player is not None:
+                self._player.play(start_s)
+        finally:
+            # Reached by a user that Locust kills, too: what was measured until then is told.
+            self._finish()
+        raise StopUser
+
+    def _finish(self) -> None:
+        player, self._player = self._player, None
+        self._playing = False
+        self._started = gevent.event.AsyncResult()
+        if player is not None:
+            result = player.close()
+            self._runner.send_message(
+                RESULT, {"run": self._run_of(), "index": result.index, "result": msgspec.json.encode(result)}
+            )
+
+    def _run_of(self) -> str:
+        return self._plan.run if self._plan is not None else ""
+
+    def _on_plan(self, environment: Any, msg: Any, **_: Any) -> None:
+        self._plan = msgspec.json.decode(msg.data["plan"], type=WorkerPlan)
+        gevent.spawn(self._prepare, self._plan, Path(msg.data["profiles"]))
+
+    def _prepare(self, plan: WorkerPlan, profiles: Path) -> None:
+        problem: str | None = None
+        try:
+            profile = read_profile(plan.profile, profiles)
+            stages = stages_of(
+                profile,
+                rate_factor=plan.rate_factor,
+                time_factor=plan.time_factor,
+                rate=plan.rate,
+                grpc=bool(plan.grpc_targets),
+            )
+            schedule = profile.schedule(plan.seed, stages)
+            if schedule.digest() != plan.digest:
+                problem = "it drew another schedule than the master: its profiles or its NumPy differ"
+            player = Player(
+                plan, schedule.share(plan.index, plan.count), match_ids(plan.seed, profile.matches), self._on_request
+            )
+            self._player = player
+            player.prepare()
+        except (OSError, ValueError, NotSent, NotPrepared) as error:
+            problem = f"{type(error).__name__}: {error}"
+        self._runner.send_message(READY, {"run": plan.run, "index": plan.index, "problem": problem})
+
+    def _on_start(self, environment: Any, msg: Any, **_: Any) -> None:
+        self._started.set(msgspec.json.decode(msg.data, type=Start).here())
+
+    def _on_stop(self, environment: Any, msg: Any, **_: Any) -> None:
+        if self._player is not None:
+            self._player.stop()
+        if not self._started.ready():
+            self._started.set(None)
+
+
+_sessions: dict[Any, Session] = {}
+
+
+def session_of(environment: Any) -> Session:
+    """Return the session of a Locust environment, made when it is first asked for."""
+    if environment not in _sessions:
+        _sessions[environment] = Session(environment.runner, environment.events.request.fire)
+    return _sessions[environment]
+
+
+class Bettor(User):
+    """Plays its worker's share of the schedule."""
+
+    @task
+    def play(self) -> None:
+        """Play the whole share once."""
+        session_of(self.environment).play()
