@@ -32,6 +32,7 @@ from ledgerproof.explain_command import explain_command, sometimes_command
 from ledgerproof.failpoints_command import failpoints_group
 from ledgerproof.judge_command import judge_command
 from ledgerproof.live.command import audit_command
+from ledgerproof.loading.command import load_group
 from ledgerproof.mutants.command import mutants_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import (
@@ -434,6 +435,7 @@ cli.add_command(reconcile_group)
 cli.add_command(payouts_group)
 cli.add_command(audit_command)
 cli.add_command(bench_command)
+cli.add_command(load_group)
 cli.add_command(campaign_command)
 cli.add_command(trace_command)
 cli.add_command(mutants_command)

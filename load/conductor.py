@@ -139,7 +139,7 @@ class Conductor:
             time.monotonic(),
         )
         self._run = run
-        address = None
+        address = settings.history_socket or None
         if settings.history is not None:
             address = self._start_writer(run, settings.history)
         for index in range(count):

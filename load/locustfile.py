@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import gevent
+import gevent.os
 from locust import LoadTestShape, events
 from locust.runners import WorkerRunner
 
@@ -42,6 +43,8 @@ def connect(environment: Any, runner: Any, **_: Any) -> None:
         except OptionError as error:
             print(f"load: {error}", file=sys.stderr)
             sys.exit(2)
+        if environment.parsed_options.until_input_ends:
+            gevent.spawn(_end_with_input, runner)
         _conductors[environment] = Conductor(environment)
         _conductors[environment].listen()
     session = session_of(environment)
@@ -50,6 +53,13 @@ def connect(environment: Any, runner: Any, **_: Any) -> None:
     if isinstance(runner, WorkerRunner):
         environment.events.heartbeat_received.add_listener(session.heard_master)
         gevent.spawn(session.watch_master)
+
+
+def _end_with_input(runner: Any) -> None:
+    """End the run, and this process, when standard input ends."""
+    while gevent.os.tp_read(sys.stdin.fileno(), 4096):
+        pass
+    runner.quit()
 
 
 events.init.add_listener(connect)  # type: ignore[no-untyped-call]

@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lag_limit_ms: float
     result: Path | None
     history: Path | None
+    history_socket: str
     history_origin_s: float | None
 
     def stages(self) -> list[Stage]:
@@ -128,6 +129,12 @@ def add_options(parser: Any) -> None:
     add("--lag-limit-ms", type=float, default=LAG_P99_MS, help="The run is INVALID if arrivals leave later at p99")
     add("--result", default="", help="Write the result here (JSON)")
     add("--history", default="", help="Write the history of all attempts below this folder")
+    add("--history-socket", default="", help="Send the records of all attempts to this Unix socket instead")
+    add(
+        "--until-input-ends",
+        action="store_true",
+        help="End when standard input does, as it does when whoever started this is gone",
+    )
     add("--history-origin", type=float, default=-1.0, help="Reading of the monotonic clock that the history calls 0")
 
 
@@ -160,6 +167,7 @@ def settings_of(options: Any) -> Settings:
         lag_limit_ms=options.lag_limit_ms,
         result=Path(options.result) if options.result else None,
         history=Path(options.history) if options.history else None,
+        history_socket=options.history_socket,
         history_origin_s=options.history_origin if options.history_origin >= 0 else None,
     )
     if settings.timeout_s <= 0 or settings.rate_factor <= 0 or settings.time_factor <= 0 or settings.first_wallet < 1:

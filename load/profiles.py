@@ -77,6 +77,8 @@ class Knee(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The search ends when the bounds differ by this share."""
     p99_ms: float
     """A window beyond this p99 is above the knee."""
+    error_share: float = 0.01
+    """So is one with more errors than this."""
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

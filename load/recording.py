@@ -29,16 +29,17 @@ class Numbers:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._last = 0
+        self.last = 0
+        """The newest number given."""
         self._lock = threading.Lock()
 
     def take(self, record: HistoryRecord) -> int:
         """Append an invoke record under the next number and return that. Raises RecordingError."""
         with self._lock:
-            self._last += 1
-            record["attempt"] = self._last
+            self.last += 1
+            record["attempt"] = self.last
             self._recorder.append(record)
-            return self._last
+            return self.last
 
 
 class Stream:

@@ -117,6 +117,10 @@ class Schedule:
         """Return how many arrivals do this operation."""
         return int((self.op == ALL_OPERATIONS.index(op)).sum())
 
+    def operations(self) -> set[str]:
+        """Return what the arrivals do."""
+        return {ALL_OPERATIONS[place] for place in np.unique(self.op)}
+
     def arrivals(self) -> Iterator[Arrival]:
         """Yield the arrivals by time; only a chunk of them is held as Python values at any moment."""
         sides = ("BACK", "LAY")

@@ -1,0 +1,264 @@
+"""Compares two load runs: ratios of throughput and latency with intervals, and a verdict for each.
+
+The interval of a percentile comes from order statistics, which suppose that samples are independent. Answers of one
+second are not: a slow moment makes many slow at once. How much more the seconds of a run differ than independent
+samples would (`dispersion`) is measured on its per-second series, and so many fewer samples count.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from ledgerproof.output import print_json
+from load.histograms import interval_ranks
+from load.result import Cell, Result, Second
+
+PERCENTS: Final = (50.0, 90.0, 99.0)
+NOTICED: Final = 0.03
+"""A ratio closer to one than this is no difference that anyone would act on, however certain it is."""
+RESAMPLES: Final = 2_000
+BLOCK_S: Final = 5
+"""Throughput is resampled in blocks of this many seconds, so that slow stretches stay together."""
+LEAST_SECONDS: Final = 10
+"""Fewer seconds than this say nothing of how seconds differ."""
+LOAD_FILE: Final = "load.json"
+"""The result of a load in its run folder."""
+
+
+class NotComparable(Exception):
+    """The two cannot be compared; the message says why and what to do."""
+
+
+class Said(StrEnum):
+    """What a ratio of B to A says."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    SAME = "no difference"
+    OPEN = "not decided"
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One measure of both runs; ratios are B / A."""
+
+    phase: str
+    op: str
+    measure: str
+    a: float | None
+    b: float | None
+    unit: str
+    ratio: float | None
+    low: float | None
+    """Bounds of the ratio with 95 % confidence."""
+    high: float | None
+    said: Said
+    why: str = ""
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Two runs beside each other."""
+
+    a: str
+    b: str
+    profile: str
+    lines: list[Line]
+    notes: list[str]
+    unproven: list[str]
+    """Why one of the runs proves nothing."""
+
+    @property
+    def said(self) -> Said:
+        """Return the verdict of the whole: worse if anything is, else better if anything is."""
+        kinds = {line.said for line in self.lines}
+        return next((kind for kind in (Said.WORSE, Said.BETTER, Said.SAME) if kind in kinds), Said.OPEN)
+
+
+def read_result(place: Path) -> Result:
+    """Read the result in a run folder or in a file. Raises NotComparable."""
+    path = place / LOAD_FILE if place.is_dir() else place
+    try:
+        return Result.from_json(path.read_bytes())
+    except OSError as error:
+        raise NotComparable(f"cannot read {path}: {error.strerror}; name a run folder of `ledgerproof load`") from error
+    except msgspec.DecodeError as error:
+        raise NotComparable(f"{path} is no result of a load: {error}") from error
+
+
+def compare(a: Result, b: Result, names: tuple[str, str]) -> Comparison:
+    """Compare two results of one profile. Raises NotComparable for two profiles or phases of other lengths."""
+    if a.profile != b.profile:
+        raise NotComparable(f"{names[0]} played {a.profile} and {names[1]} played {b.profile}: compare like with like")
+    if [(p.name, p.start_s, p.end_s) for p in a.phases] != [(p.name, p.start_s, p.end_s) for p in b.phases]:
+        raise NotComparable("the phases of the two runs differ: play both with the same profile and factors")
+    notes = []
+    if a.schedule_digest != b.schedule_digest:
+        notes.append("the two runs played different arrivals (other seeds): their difference is in the interval")
+    lines: list[Line] = []
+    for phase in dict.fromkeys(phase.name for phase in a.phases):
+        spans = [(part.start_s, part.end_s) for part in a.phases if part.name == phase]
+        seconds = [_within(result.seconds, spans) for result in (a, b)]
+        lines.append(_throughput(phase, *seconds))
+        lines.append(_errors(phase, a.total(phase=phase), b.total(phase=phase)))
+        ops = [cell.op for cell in a.cells if cell.phase == phase and b.cell(cell.op, phase) is not None]
+        for op in ops:
+            cells = a.cell(op, phase), b.cell(op, phase)
+            assert cells[0] is not None, "it was just found"
+            assert cells[1] is not None, "it was just found"
+            for percent in PERCENTS:
+                spread = [
+                    dispersion(own if len(own) >= LEAST_SECONDS else result.seconds, percent)
+                    for own, result in zip(seconds, (a, b), strict=True)
+                ]
+                lines.append(_latency(phase, op, percent, (cells[0], cells[1]), spread))
+    unproven = [f"{name}: {why}" for name, result in zip(names, (a, b), strict=True) for why in result.invalid]
+    return Comparison(names[0], names[1], a.profile, lines, notes, unproven)
+
+
+def _within(seconds: Sequence[Second], spans: Sequence[tuple[float, float]]) -> list[Second]:
+    """Return the seconds that lie wholly inside one of the spans."""
+    return [each for each in seconds if any(start <= each.second and each.second + 1 <= end for start, end in spans)]
+
+
+def dispersion(seconds: Sequence[Second], percent: float) -> float:
+    """Return how many times as much the share of slow answers varies between seconds as for independent samples.
+
+    Slow is what lies above the class bound that comes closest to the percentile. At least 1; 1 where seconds say
+    nothing (fewer than two with answers, or none or all slow).
+    """
+    counts = np.array([each.latencies for each in seconds if sum(each.latencies)], dtype=np.float64)
+    if len(counts) < 2:
+        return 1.0
+    answers = counts.sum(axis=1)
+    above = counts.sum(axis=0)[::-1].cumsum()[::-1] / counts.sum()
+    # Class number i begins above bound i - 1, so `above[i]` is the share slower than that bound.
+    bound = int(np.abs(above - (1 - percent / 100)).argmin())
+    share = above[bound]
+    if not 0 < share < 1:
+        return 1.0
+    slow = counts[:, bound:].sum(axis=1)
+    excess = (slow - answers * share) ** 2 / (answers * share * (1 - share))
+    return max(1.0, float(excess.sum() / (len(counts) - 1)))
+
+
+def _bounds(cell: Cell, percent: float, spread: float) -> tuple[float, float, float] | str:
+    """Return a percentile with its interval in milliseconds, all above zero and finite, or why there is none."""
+    latencies = cell.latencies()
+    samples = len(latencies) + cell.unanswered
+    ranks = interval_ranks(int(samples / spread), percent / 100)
+    if ranks is None:
+        counted = "" if spread < 1.05 else f", worth {samples / spread:,.0f} independent ones"
+        return f"too few samples for p{percent:g}: {samples:,}{counted}"
+    cumulated = latencies.counts().cumsum()
+    answered = int(cumulated[-1])
+    places = (samples * percent / 100, ranks[0] * spread, min(float(samples), ranks[1] * spread))
+    wanted = [max(1, math.ceil(place - 1e-9)) for place in places]
+    if max(wanted) > answered:
+        return f"p{percent:g} or its interval lies among the arrivals without an answer"
+    value, low, high = (latencies.upper_us(int(cumulated.searchsorted(rank))) / 1000 for rank in wanted)
+    return value, low, high
+
+
+def _latency(phase: str, op: str, percent: float, cells: tuple[Cell, Cell], spread: Sequence[float]) -> Line:
+    measure = f"p{percent:g}"
+    first, second = (_bounds(cell, percent, each) for cell, each in zip(cells, spread, strict=True))
+    if isinstance(first, str) or isinstance(second, str):
+        why = "; ".join(f"{name}: {each}" for name, each in (("A", first), ("B", second)) if isinstance(each, str))
+        values = [None if isinstance(each, str) else each[0] for each in (first, second)]
+        return Line(phase, op, measure, values[0], values[1], "ms", None, None, None, Said.OPEN, why)
+    (a, a_low, a_high), (b, b_low, b_high) = first, second
+    ratio = b / a
+    # Two independent errors add up in squares, on the scale on which a ratio is a difference.
+    down = math.hypot(math.log(b / b_low), math.log(a_high / a))
+    up = math.hypot(math.log(b_high / b), math.log(a / a_low))
+    low, high = ratio * math.exp(-down), ratio * math.exp(up)
+    return Line(phase, op, measure, a, b, "ms", ratio, low, high, _said(low, high, less_is_better=True))
+
+
+def _said(low: float, high: float, *, less_is_better: bool) -> Said:
+    if high < 1 - NOTICED:
+        return Said.BETTER if less_is_better else Said.WORSE
+    if low > 1 + NOTICED:
+        return Said.WORSE if less_is_better else Said.BETTER
+    # An interval that reaches far to one side might hide a difference; what fits into half and double does not.
+    return Said.SAME if low > 0.5 and high < 2 else Said.OPEN
+
+
+def _throughput(phase: str, a: Sequence[Second], b: Sequence[Second]) -> Line:
+    per_s = [np.array([each.ok for each in seconds], dtype=np.float64) for seconds in (a, b)]
+    if any(len(each) < 2 * BLOCK_S or not each.sum() for each in per_s):
+        means = [float(each.mean()) if len(each) else None for each in per_s]
+        why = f"a phase of {2 * BLOCK_S} whole seconds with answers is needed"
+        return Line(phase, "all", "answered well", means[0], means[1], "/s", None, None, None, Said.OPEN, why)
+    draw = np.random.default_rng(0)
+    means_a, means_b = (_resampled(each, draw) for each in per_s)
+    ratio = float(per_s[1].mean() / per_s[0].mean())
+    low, high = (float(each) for each in np.quantile(means_b / means_a, (0.025, 0.975)))
+    said = _said(low, high, less_is_better=False)
+    return Line(
+        phase, "all", "answered well", float(per_s[0].mean()), float(per_s[1].mean()), "/s", ratio, low, high, said
+    )
+
+
+def _resampled(
+    per_s: "np.ndarray[tuple[int], np.dtype[np.float64]]", draw: np.random.Generator
+) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Return RESAMPLES means of blocks drawn with replacement, as many as the series has."""
+    starts = len(per_s) - BLOCK_S + 1
+    sums = np.convolve(per_s, np.ones(BLOCK_S), mode="valid")
+    chosen = draw.integers(0, starts, size=(RESAMPLES, max(1, len(per_s) // BLOCK_S)))
+    means: np.ndarray[tuple[int], np.dtype[np.float64]] = sums[chosen].mean(axis=1) / BLOCK_S
+    return np.maximum(means, 1e-9)
+
+
+def _errors(phase: str, a: Cell, b: Cell) -> Line:
+    """Compare the shares of errors by the difference of two proportions: a ratio of zeros says nothing."""
+    shares, halves = [], []
+    for cell in (a, b):
+        due = max(1, cell.count - cell.skipped)
+        share = cell.error_share
+        # Agresti and Coull: two successes and two failures more, so that no error is not taken for certainty.
+        centre = (share * due + 2) / (due + 4)
+        shares.append(share)
+        halves.append(1.96 * math.sqrt(centre * (1 - centre) / (due + 4)))
+    difference, half = shares[1] - shares[0], math.hypot(*halves)
+    said = Said.WORSE if difference > half else Said.BETTER if -difference > half else Said.SAME
+    why = f"difference {difference:+.3%} ± {half:.3%}"
+    return Line(phase, "all", "errors", 100 * shares[0], 100 * shares[1], "%", None, None, None, said, why)
+
+
+HEADINGS: Final = ("phase", "operation", "measure", "A", "B", "B / A", "95 %", "verdict")
+
+
+def table(found: Comparison) -> list[list[str]]:
+    """Return the lines for a terminal."""
+    return [
+        [
+            line.phase,
+            line.op,
+            line.measure,
+            _number(line.a, line.unit),
+            _number(line.b, line.unit),
+            "–" if line.ratio is None else f"{line.ratio:.3f}",
+            line.why if line.low is None or line.high is None else f"{line.low:.3f} – {line.high:.3f}",
+            line.said.value,
+        ]
+        for line in found.lines
+    ]
+
+
+def _number(value: float | None, unit: str) -> str:
+    return "–" if value is None else f"{value:.4g} {unit}"
+
+
+def write(found: Comparison, path: str) -> None:
+    """Write a comparison as JSON, `-` for standard output. Raises OSError."""
+    told = msgspec.to_builtins(found) | {"said": found.said.value}
+    if path == "-":
+        print_json(told)
+    else:
+        Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
