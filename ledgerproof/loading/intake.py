@@ -9,8 +9,9 @@ import contextlib
 import socket
 import tempfile
 import threading
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import Final, Self
 
 import msgspec
 
@@ -103,7 +104,7 @@ class Intake:
         stream = _Noting(self, self._recorder)
         self._streams.append(stream)
         try:
-            with connection.makefile("rb", buffering=1 << 20) as source:
+            with connection.makefile("rb") as source:
                 decode_hello(_read(source))
                 while not stream.whole:
                     stream.take(decode(_read(source)))
@@ -175,7 +176,7 @@ def command_of(begun: Invoke) -> Command | None:
     return None
 
 
-def _read(stream: IO[bytes]) -> bytes:
+def _read(stream: BufferedReader) -> bytes:
     """Read one record's bytes. Raises EOFError if the stream ends before."""
     head = stream.read(LENGTH_BYTES)
     data = stream.read(int.from_bytes(head, "big"))
