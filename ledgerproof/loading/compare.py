@@ -136,10 +136,11 @@ def dispersion(seconds: Sequence[Second], percent: float) -> float:
     answers = counts.sum(axis=1)
     above = counts.sum(axis=0)[::-1].cumsum()[::-1] / counts.sum()
     # Class number i begins above bound i - 1, so `above[i]` is the share slower than that bound.
-    bound = int(np.abs(above - (1 - percent / 100)).argmin())
-    share = above[bound]
-    if not 0 < share < 1:
+    telling = np.flatnonzero((above > 0) & (above < 1))
+    if not len(telling):
         return 1.0
+    bound = int(telling[np.abs(np.log(above[telling] / (1 - percent / 100))).argmin()])
+    share = above[bound]
     slow = counts[:, bound:].sum(axis=1)
     excess = (slow - answers * share) ** 2 / (answers * share * (1 - share))
     return max(1.0, float(excess.sum() / (len(counts) - 1)))

@@ -24,6 +24,8 @@ from load.records import LENGTH_BYTES, Complete, Hello, Invoke, Record
 from reference.commands import Side
 
 CLOSE_WITHIN_S: Final = 30.0
+COME_WITHIN_S: Final = 5.0
+"""A worker that has ended has connected long ago; one that never does is not waited for longer."""
 
 
 class Intake:
@@ -40,6 +42,7 @@ class Intake:
         self.numbers = Numbers(recorder)
         self._recorder = recorder
         self._lock = threading.Lock()
+        self._came = threading.Condition()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._listener: socket.socket | None = None
         self._threads: list[threading.Thread] = []
@@ -65,6 +68,8 @@ class Intake:
         listener, self._listener = self._listener, None
         if listener is None:
             return
+        with self._came:
+            self._came.wait_for(lambda: len(self._streams) >= workers, COME_WITHIN_S)
         with contextlib.suppress(OSError):
             # Closing alone does not wake a thread that accepts.
             listener.shutdown(socket.SHUT_RDWR)
@@ -93,16 +98,20 @@ class Intake:
                 connection, _ = listener.accept()
             except OSError:
                 return  # Closed by `stop`.
-            thread = threading.Thread(target=self._receive, args=(connection,), name="intake-worker", daemon=True)
-            self._open.append(connection)
-            self._threads.append(thread)
-            thread.start()
+            stream = _Noting(self, self._recorder)
+            thread = threading.Thread(
+                target=self._receive, args=(connection, stream), name="intake-worker", daemon=True
+            )
+            with self._came:
+                self._open.append(connection)
+                self._threads.append(thread)
+                self._streams.append(stream)
+                thread.start()
+                self._came.notify_all()
 
-    def _receive(self, connection: socket.socket) -> None:
+    def _receive(self, connection: socket.socket, stream: "_Noting") -> None:
         decode = msgspec.msgpack.Decoder(Record).decode
         decode_hello = msgspec.msgpack.Decoder(Hello).decode
-        stream = _Noting(self, self._recorder)
-        self._streams.append(stream)
         try:
             with connection.makefile("rb") as source:
                 decode_hello(_read(source))
