@@ -156,7 +156,7 @@ class Conductor:
             return
         self._runner.send_message(STOP)
         deadline_s = time.monotonic() + run.settings.timeout_s + 2.0
-        while len(run.results) < run.plan.workers and time.monotonic() < deadline_s and run.start_s is not None:
+        while run.start_s is not None and not self.finished() and time.monotonic() < deadline_s:
             gevent.sleep(0.05)
 
     def _on_test_stop(self, **_: Any) -> None:
