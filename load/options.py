@@ -112,7 +112,7 @@ def add_options(parser: Any) -> None:
         "--token",
         default="",
         env_var="LEDGERPROOF_TOKEN",
-        is_secret=True,
+        include_in_web_ui=False,
         help="Bearer token with the scopes service and admin",
     )
     add("--first-wallet", type=int, default=500_001, help="User id of the first wallet of the load")
