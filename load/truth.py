@@ -18,17 +18,17 @@ import msgspec
 import numpy as np
 
 from load.freeze_server import ServerReport
-from load.freezes import PATTERNS, quantile_ms, true_latencies_s
+from load.freezes import PATTERNS, STOCK_RATE_A_USER, quantile_ms, true_latencies_s
 from load.profiles import read_profile
 from load.result import Result
 from load.statistics import exponential_ks
-from load.stock_locustfile import RATE_A_USER
 
 PERCENTS: Final = (50.0, 90.0, 95.0, 99.0, 99.9)
 RELATIVE: Final = 0.02
 ABSOLUTE_MS: Final = 1.0
 ARRIVALS_TOLERANCE: Final = 0.001
 KS_LEVEL: Final = 0.01
+QUIET_LAG_MS: Final = 1.0
 START_TIMEOUT_S: Final = 60.0
 HERE: Final = Path(__file__).parent
 REQUEST_TIMEOUT_S: Final = 60.0
@@ -54,18 +54,26 @@ class Comparison(msgspec.Struct):
     """Of the gaps between requests as the server saw them come."""
     invalid: list[str]
 
-    def wrong(self) -> list[str]:
-        """Return what does not agree."""
+    @property
+    def noisy(self) -> bool:
+        """Return whether the machine itself kept the generator from being exact."""
+        return self.lag_p99_ms > QUIET_LAG_MS
+
+    def wrong(self, slack_ms: float = 0.0) -> list[str]:
+        """Return what does not agree; `slack_ms` is allowed beside the tolerances and the measured noise.
+
+        The gaps between arrivals are judged only where the machine was quiet: what a busy one adds is not Poisson.
+        """
         found = [
             f"p{percent:g}: reported {reported:.2f} ms, true {true:.2f} ms"
             for percent, reported, true, noise in zip(
                 PERCENTS, self.reported_ms, self.true_ms, self.noise_ms, strict=True
             )
-            if reported is not None and abs(reported - true) > max(RELATIVE * true, ABSOLUTE_MS) + noise
+            if reported is not None and abs(reported - true) > max(RELATIVE * true, ABSOLUTE_MS) + noise + slack_ms
         ]
         if abs(self.sent - self.scheduled) > ARRIVALS_TOLERANCE * self.scheduled:
             found.append(f"{self.sent} of {self.scheduled} arrivals were sent")
-        if self.ks_p < KS_LEVEL:
+        if self.ks_p < KS_LEVEL and not self.noisy:
             found.append(f"the gaps between arrivals are not exponential (p = {self.ks_p:.4f})")
         return found
 
@@ -150,7 +158,7 @@ def _locust(locustfile: Path, options: Sequence[str], duration_s: float) -> None
 
 def _stock(pattern: str, duration_s: float, rate: float, folder: Path) -> tuple[list[float | None], int]:
     """Return what stock pacing reports: percentiles in ms, and how many requests it made."""
-    users = max(1, round(rate / RATE_A_USER))
+    users = max(1, round(rate / STOCK_RATE_A_USER))
     with server(pattern, duration_s, []) as port:
         options = [
             *("--host", f"http://127.0.0.1:{port}", "--users", str(users), "--spawn-rate", str(users)),
