@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     run: str
     """Empty: named by the seed and the time of the start."""
+    world: str
+    """Empty: the run's own."""
     targets: list[tuple[str, int]]
     grpc_targets: list[str]
     token: str
@@ -69,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             rate=self.rate,
             digest=schedule.digest(),
             run=run,
+            world=self.world or run,
             first_wallet=self.first_wallet,
             targets=self.targets,
             grpc_targets=self.grpc_targets,
@@ -106,6 +109,7 @@ def add_options(parser: Any) -> None:
     add("--load-profiles", default=str(PROFILES), help="The profiles file (TOML)")
     add("--seed", type=int, default=1, help="Draws the schedule; the same seed draws the same one")
     add("--run-name", default="", help="Begins every idempotency key; by default the seed and the time of the start")
+    add("--world", default="", help="Names the matches and the opening of wallets, for several runs to share them")
     add("--targets", default="", help="host:port of each API process, comma-separated; by default that of --host")
     add("--grpc-targets", default="", help="host:port of each gRPC door; without it all bets go over HTTP")
     add(
@@ -145,6 +149,7 @@ def settings_of(options: Any) -> Settings:
         profile=profile,
         seed=options.seed,
         run=options.run_name,
+        world=options.world,
         targets=targets,
         grpc_targets=[
             f"{host}:{port}"

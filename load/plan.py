@@ -23,6 +23,7 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     """Of the whole schedule as the master drew it."""
     run: str
+    world: str
     first_wallet: int
     targets: list[tuple[str, int]]
     grpc_targets: list[str]

@@ -38,8 +38,6 @@ CONNECTIONS_AHEAD: Final = 64
 """Connections to each API process that are opened before the load begins."""
 OPEN_BETS: Final = 2000
 """Accepted bets that are remembered for cancels."""
-MATCH_OPEN_MS: Final = 86_400_000
-"""Matches close by command, so their clock is set to the next day."""
 
 RequestHook = Callable[..., None]
 
@@ -59,7 +57,7 @@ class Player:
         """Take the share of worker `plan.index`; `on_request` is Locust's `events.request.fire`."""
         self._plan = plan
         self._share = share
-        self._names = Names(plan.run, plan.first_wallet, match_ids)
+        self._names = Names(plan.run, plan.world, plan.first_wallet, match_ids)
         self._on_request = on_request
         self._wires = [Wire(host, port, timeout_s=plan.timeout_s) for host, port in plan.targets]
         self._grpc: list[Any] = []
@@ -92,9 +90,8 @@ class Player:
             ]
         if self._plan.prepare:
             pool = gevent.pool.Pool(PREPARE_CONCURRENCY)
-            closes_at_ms = int(time.time() * 1000) + MATCH_OPEN_MS
             mine = range(self._plan.index, len(self._names.match_ids), self._plan.count)
-            commands = [self._names.create(match, closes_at_ms) for match in mine]
+            commands = [self._names.create(match) for match in mine]
             commands += [self._names.opening(rank) for rank in self._plan.wallet_ranks]
             for problem in pool.imap_unordered(self._prepare_one, commands):
                 if problem is not None:

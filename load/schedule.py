@@ -306,7 +306,7 @@ def phase_spans(stages: Sequence[Stage]) -> list[tuple[str, float, float]]:
     return spans
 
 
-def match_ids(seed: int, matches: int) -> list[str]:
-    """Return the ids of the matches of a schedule, the same for the same seed."""
-    rng = np.random.Generator(np.random.PCG64([seed, matches]))
-    return [str(UUID(bytes=rng.bytes(16), version=4)) for _ in range(matches)]
+def match_ids(world: str, matches: int) -> list[str]:
+    """Return the ids of the matches of a world, the same for the same name."""
+    digests = (hashlib.blake2b(f"{world}/{match}".encode(), digest_size=16).digest() for match in range(matches))
+    return [str(UUID(bytes=digest, version=4)) for digest in digests]

@@ -141,7 +141,7 @@ class Session:
             if schedule.digest() != plan.digest:
                 problem = "it drew another schedule than the master: its profiles or its NumPy differ"
             player = Player(
-                plan, schedule.share(plan.index, plan.count), match_ids(plan.seed, profile.matches), self._on_request
+                plan, schedule.share(plan.index, plan.count), match_ids(plan.world, profile.matches), self._on_request
             )
             self._player = player
             player.prepare()

@@ -96,9 +96,9 @@ def test_given_times_are_played_as_they_are() -> None:
         from_times(1, np.array([1.0, 0.0]), {"bet": 1})
 
 
-def test_match_ids_follow_from_the_seed() -> None:
-    assert match_ids(3, 4) == match_ids(3, 4)
-    assert match_ids(3, 4) != match_ids(4, 4)
+def test_match_ids_follow_from_the_name_of_their_world() -> None:
+    assert match_ids("a", 4) == match_ids("a", 5)[:4]
+    assert len({*match_ids("a", 4), *match_ids("b", 4)}) == 8
 
 
 @pytest.mark.parametrize(

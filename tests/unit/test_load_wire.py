@@ -195,7 +195,7 @@ def test_both_clients_send_the_same_bytes() -> None:
 
 def test_both_workloads_record_the_same_commands() -> None:
     arrival = Arrival(5, 1.0, "bet", "a", 3, 0, "HOME", "LAY", 250, 400, 0)
-    names = requests.Names("run", 1000, ["m0"])
+    names = requests.Names("run", "world", 1000, ["m0"])
     theirs = main_workload.bet(
         user=1003, match_id="m0", selection="HOME", side=Side.LAY, odds=250, stake_minor=400, key="run-5"
     )
