@@ -18,6 +18,7 @@ from load import requests
 from load.alarm import Alarm
 from load.observer import Observer, ObserverError
 from load.plan import WorkerPlan
+from load.priority import real_time
 from load.requests import Answer, Command, EntriesPage, Names
 from load.result import WorkerResult
 from load.schedule import Arrival, Schedule
@@ -105,10 +106,11 @@ class Player:
         gc.collect()
         gc.freeze()
         try:
-            self.result.finished = self._send_all(alarm, start_s)
-            # Each request ends by its own deadline, so this ends too.
-            while self._in_flight:
-                alarm.wait_until(time.monotonic() + 0.01)
+            with real_time() as self.result.real_time:
+                self.result.finished = self._send_all(alarm, start_s)
+                # Each request ends by its own deadline, so this ends too.
+                while self._in_flight:
+                    alarm.wait_until(time.monotonic() + 0.01)
         finally:
             gc.unfreeze()
             alarm.close()
