@@ -19,6 +19,7 @@ import numpy as np
 
 from load.freeze_server import ServerReport
 from load.freezes import PATTERNS, STOCK_RATE_A_USER, quantile_ms, true_latencies_s
+from load.launch import command
 from load.profiles import read_profile
 from load.result import Result
 from load.statistics import exponential_ks
@@ -30,7 +31,7 @@ ARRIVALS_TOLERANCE: Final = 0.001
 KS_LEVEL: Final = 0.01
 QUIET_LAG_MS: Final = 1.0
 START_TIMEOUT_S: Final = 60.0
-HERE: Final = Path(__file__).parent
+STOCK_LOCUSTFILE: Final = Path(__file__).with_name("stock_locustfile.py")
 REQUEST_TIMEOUT_S: Final = 60.0
 """Longer than any freeze: an arrival in a freeze waits for its end."""
 
@@ -115,9 +116,7 @@ def compare(pattern: str, *, seed: int, duration_s: float, rate: float, workers:
                 *("--rate-factor", repr(factors["rate_factor"]), "--time-factor", repr(factors["time_factor"])),
                 *("--request-timeout", str(REQUEST_TIMEOUT_S), "--result", str(folder / "result.json")),
             ]
-            if workers > 1:
-                options += ["--processes", str(workers)]
-            _locust(HERE / "locustfile.py", options, duration_s)
+            _locust(command(options, workers=workers), duration_s)
         result = Result.from_json((folder / "result.json").read_bytes())
         said = reports[0]
         stock_ms: list[float | None] = [None] * len(PERCENTS)
@@ -146,11 +145,9 @@ def compare(pattern: str, *, seed: int, duration_s: float, rate: float, workers:
     )
 
 
-def _locust(locustfile: Path, options: Sequence[str], duration_s: float) -> None:
-    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--only-summary"]
-    command += ["--loglevel", "ERROR", "--exit-code-on-error", "0", "--stop-timeout", "10", *options]
+def _locust(arguments: Sequence[str], duration_s: float) -> None:
     done = subprocess.run(  # noqa: S603 - our own arguments
-        command, capture_output=True, text=True, timeout=duration_s + REQUEST_TIMEOUT_S + START_TIMEOUT_S, check=False
+        arguments, capture_output=True, text=True, timeout=duration_s + REQUEST_TIMEOUT_S + START_TIMEOUT_S, check=False
     )
     if done.returncode not in {0, 10, 30}:
         raise RuntimeError(f"locust ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -164,7 +161,7 @@ def _stock(pattern: str, duration_s: float, rate: float, folder: Path) -> tuple[
             *("--host", f"http://127.0.0.1:{port}", "--users", str(users), "--spawn-rate", str(users)),
             *("--run-time", f"{round(duration_s)}s", "--csv", str(folder / "stock")),
         ]
-        _locust(HERE / "stock_locustfile.py", options, duration_s)
+        _locust(command(options, locustfile=STOCK_LOCUSTFILE), duration_s)
     rows = list(csv.DictReader((folder / "stock_stats.csv").read_text().splitlines()))
     total = next(row for row in rows if row["Name"] == "Aggregated")
     return [float(total[f"{percent:g}%"]) for percent in PERCENTS], int(total["Request Count"])

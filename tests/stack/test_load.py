@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-import sys
 from pathlib import Path
 
 import asyncpg
@@ -10,9 +9,9 @@ import polars as pl
 
 from compose.stack import Stack
 from invariants.history import attempts, load
+from load.launch import command
 from load.result import Result
 
-ROOT = Path(__file__).parents[2]
 POSTING = ("bet", "deposit", "withdraw")
 
 
@@ -20,15 +19,14 @@ async def test_the_history_of_two_workers_is_what_the_ledger_holds(
     stack: Stack, superuser_dsn: list[str], tmp_path: Path
 ) -> None:
     apis = stack.nodes_of("api")
-    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "load/locustfile.py"), "--headless", "--only-summary"]
-    command += ["--processes", "2", "--load-profile", "smoke", "--seed", "11", "--run-name", f"t-{tmp_path.name}"]
-    command += ["--targets", ",".join(f"127.0.0.1:{stack.port(name)}" for name in apis), "--prepare"]
-    command += ["--grpc-targets", ",".join(f"127.0.0.1:{stack.grpc_port(name)}" for name in apis)]
-    command += ["--exit-code-on-error", "0", "--lag-limit-ms", "1000", "--first-wallet", "7000001"]
-    command += ["--result", str(tmp_path / "result.json"), "--history", str(tmp_path)]
+    options = ["--load-profile", "smoke", "--seed", "11", "--run-name", f"t-{tmp_path.name}"]
+    options += ["--targets", ",".join(f"127.0.0.1:{stack.port(name)}" for name in apis), "--prepare"]
+    options += ["--grpc-targets", ",".join(f"127.0.0.1:{stack.grpc_port(name)}" for name in apis)]
+    options += ["--lag-limit-ms", "1000", "--first-wallet", "7000001"]
+    options += ["--result", str(tmp_path / "result.json"), "--history", str(tmp_path)]
     env = {"PATH": "/usr/bin:/bin", "LEDGERPROOF_TOKEN": stack.token()}
     done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=180, check=False, env=env
+        subprocess.run, command(options, workers=2), capture_output=True, text=True, timeout=180, check=False, env=env
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     result = Result.from_json((tmp_path / "result.json").read_bytes())

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,10 +16,10 @@ import pytest
 
 from invariants.history import attempts, load
 from load.freezes import BASE_SERVICE_S, PATTERNS, quantile_ms, true_latencies_s
+from load.launch import command
 from load.result import Result
 from load.truth import Comparison, compare, server
 
-ROOT = Path(__file__).parents[2]
 TRIES = 3
 
 
@@ -66,12 +65,11 @@ def test_the_true_latency_waits_for_the_end_of_the_freeze() -> None:
 # --- the run itself ---------------------------------------------------------------------------------------
 
 
-def locust(port: int, folder: Path, *options: str) -> list[str]:
+def locust(port: int, folder: Path, *options: str, workers: int = 2) -> list[str]:
     """A command that plays 6 s of the profile `truth` and keeps result, history and Locust's own tables."""
-    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "load/locustfile.py"), "--headless", "--only-summary"]
-    command += ["--targets", f"127.0.0.1:{port}", "--load-profile", "truth", "--time-factor", "0.2"]
-    command += ["--exit-code-on-error", "0", "--lag-limit-ms", "1000", "--result", str(folder / "result.json")]
-    return [*command, "--history", str(folder), *options]
+    usual = ["--targets", f"127.0.0.1:{port}", "--load-profile", "truth", "--time-factor", "0.2"]
+    usual += ["--lag-limit-ms", "1000", "--result", str(folder / "result.json"), "--history", str(folder)]
+    return command([*usual, *options], workers=workers)
 
 
 def left_of(folder: Path) -> list[str]:
@@ -82,8 +80,8 @@ def left_of(folder: Path) -> list[str]:
 
 def test_two_workers_tell_one_result_one_history_and_locusts_tables(tmp_path: Path) -> None:
     with server("none", 6.0, []) as port:
-        command = locust(port, tmp_path, "--processes", "2", "--csv", str(tmp_path / "t"), "--prepare")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        arguments = locust(port, tmp_path, "--csv", str(tmp_path / "t"), "--prepare")
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = Result.from_json((tmp_path / "result.json").read_bytes())
     assert result.valid, result.invalid
@@ -105,7 +103,7 @@ def test_two_workers_tell_one_result_one_history_and_locusts_tables(tmp_path: Pa
 def test_a_run_that_is_ended_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     with server("none", 6.0, []) as port:
         process = subprocess.Popen(
-            locust(port, tmp_path, "--processes", "2", "--time-factor", "4"),
+            locust(port, tmp_path, "--time-factor", "4"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -136,8 +134,8 @@ def test_a_run_that_is_ended_leaves_nothing_running(tmp_path: Path, number: sign
 
 
 def test_wrong_options_are_told_before_anything_begins(tmp_path: Path) -> None:
-    command = locust(1, tmp_path, "--load-profile", "nothing")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    arguments = locust(1, tmp_path, "--load-profile", "nothing", workers=1)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "no profile 'nothing'" in done.stderr
     assert not (tmp_path / "result.json").exists()
