@@ -31,6 +31,8 @@ MAX_LAG_S: Final = 5.0
 """A generator this far behind its own schedule stops: what it measures is itself."""
 TICK_S: Final = 0.0001
 """The generator sleeps at least this long between two looks at its schedule, for a waking costs CPU."""
+LOOK_S: Final = 0.25
+"""Nothing may be due for a long time; whether the run was stopped is looked at this often."""
 BURST: Final = 32
 """Arrivals begun at most before answers that have come are looked at."""
 PREPARE_CONCURRENCY: Final = 64
@@ -94,9 +96,12 @@ class Player:
             mine = range(self._plan.index, len(self._names.match_ids), self._plan.count)
             commands = [self._names.create(match) for match in mine]
             commands += [self._names.opening(rank) for rank in self._plan.wallet_ranks]
-            for problem in pool.imap_unordered(self._prepare_one, commands):
-                if problem is not None:
-                    raise NotPrepared(problem)
+            try:
+                for problem in pool.imap_unordered(self._prepare_one, commands):
+                    if problem is not None:
+                        raise NotPrepared(problem)
+            finally:
+                pool.kill()
 
     def play(self, start_s: float) -> WorkerResult:
         """Play the share from a reading of time.monotonic() on; return when every arrival has ended."""
@@ -147,11 +152,12 @@ class Player:
         for arrival in self._share.arrivals():
             due_s = start_s + arrival.due_s
             now_s = monotonic()
-            if due_s > now_s:
-                alarm.wait_until(max(due_s, now_s + TICK_S))
-                begun = 0
-            elif begun >= BURST:
+            if due_s <= now_s and begun >= BURST:
                 gevent.sleep(0)
+                begun = 0
+            while due_s > now_s and not self._stopping:
+                alarm.wait_until(min(max(due_s, now_s + TICK_S), now_s + LOOK_S))
+                now_s = monotonic()
                 begun = 0
             if self._stopping:
                 return False
