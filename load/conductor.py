@@ -16,10 +16,9 @@ from typing import Any, Final
 import gevent
 import msgspec
 
-from load.options import OptionError, Settings, settings_of
+from load.options import Settings, settings_of
 from load.plan import Start
 from load.result import Phase, Plan, Result, WorkerResult, merge
-from load.schedule import phase_spans
 from load.users import PLAN, READY, RESULT, START, STOP
 
 LEAD_S: Final = 0.5
@@ -109,33 +108,33 @@ class Conductor:
     # -- Locust's events -------------------------------------------------------------------------------
 
     def _on_test_start(self, **_: Any) -> None:
+        now = datetime.now(UTC)
         try:
             settings = settings_of(self._environment.parsed_options)
-        except OptionError as error:
+            name = settings.run or f"load{settings.seed}-{now:%Y%m%dT%H%M%S}"
+            drawn = settings.drawn(settings.world or name)
+        except (ValueError, OSError) as error:
             _log.error("%s", error)
             gevent.spawn(self._runner.quit)
             return
-        stages = settings.stages()
-        schedule = settings.profile.schedule(settings.seed, stages)
         clients = self._active_clients()
         count = max(1, len(clients))
-        now = datetime.now(UTC)
         origin_s = settings.history_origin_s if settings.history_origin_s is not None else time.monotonic()
         run = _Run(
             settings,
             Plan(
                 profile=settings.profile_name,
                 seed=settings.seed,
-                run=settings.run or f"load{settings.seed}-{now:%Y%m%dT%H%M%S}",
+                run=name,
                 started_at=now.isoformat(timespec="milliseconds"),
-                digest=schedule.digest(),
-                scheduled=len(schedule),
+                digest=drawn.schedule.digest(),
+                scheduled=len(drawn.schedule),
                 workers=count,
-                phases=[Phase(*span) for span in phase_spans(stages)],
+                phases=[Phase(*span) for span in drawn.spans],
             ),
             origin_s,
             clients,
-            sum(stage.duration_s for stage in stages),
+            drawn.duration_s,
             time.monotonic(),
         )
         self._run = run
@@ -144,7 +143,7 @@ class Conductor:
             address = self._start_writer(run, settings.history)
         for index in range(count):
             plan = settings.worker_plan(
-                schedule, index=index, count=count, run=run.plan.run, history=address, origin_s=origin_s
+                drawn.schedule, index=index, count=count, run=run.plan.run, history=address, origin_s=origin_s
             )
             data = {"plan": msgspec.json.encode(plan), "profiles": self._environment.parsed_options.load_profiles}
             self._runner.send_message(PLAN, data, client_id=clients[index] if clients else None)

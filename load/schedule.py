@@ -80,7 +80,7 @@ class Schedule:
     t: Floats
     phase: NDArray[np.int8]
     op: NDArray[np.int8]
-    wallet: NDArray[np.int32]
+    wallet: NDArray[np.int64]
     match: NDArray[np.int32]
     selection: NDArray[np.int8]
     side: NDArray[np.int8]
@@ -240,7 +240,7 @@ def _of_times(
         t=t,
         phase=np.concatenate(phase_parts) if phase_parts else np.empty(0, np.int8),
         op=np.concatenate(op_parts) if op_parts else np.empty(0, np.int8),
-        wallet=wallet.astype(np.int32),
+        wallet=wallet.astype(np.int64),
         match=match,
         selection=selection,
         side=bet_rng.integers(0, 2, size=count).astype(np.int8),

@@ -18,11 +18,10 @@ import msgspec
 from locust import User, task
 from locust.exception import StopUser
 
-from load.options import stages_of
+from load.options import drawn
 from load.plan import Start, WorkerPlan
 from load.player import NotPrepared, Player
 from load.profiles import read_profile
-from load.schedule import match_ids
 from load.wire import NotSent
 
 PLAN: Final = "load-plan"
@@ -129,22 +128,20 @@ class Session:
     def _prepare(self, plan: WorkerPlan, profiles: Path) -> None:
         problem: str | None = None
         try:
-            profile = read_profile(plan.profile, profiles)
-            stages = stages_of(
-                profile,
+            run = drawn(
+                read_profile(plan.profile, profiles),
+                seed=plan.seed,
                 rate_factor=plan.rate_factor,
                 time_factor=plan.time_factor,
                 rate=plan.rate,
                 grpc=bool(plan.grpc_targets),
+                world=plan.world,
+                trace=None if plan.trace is None else Path(plan.trace),
             )
-            schedule = profile.schedule(plan.seed, stages)
-            if schedule.digest() != plan.digest:
-                problem = "it drew another schedule than the master: its profiles or its NumPy differ"
-            player = Player(
-                plan, schedule.share(plan.index, plan.count), match_ids(plan.world, profile.matches), self._on_request
-            )
-            self._player = player
-            player.prepare()
+            if run.schedule.digest() != plan.digest:
+                problem = "it drew another schedule than the master: its profiles, its trace or its NumPy differ"
+            self._player = Player(plan, run.schedule.share(plan.index, plan.count), run.match_ids, self._on_request)
+            self._player.prepare()
         except (OSError, ValueError, NotSent, NotPrepared) as error:
             problem = f"{type(error).__name__}: {error}"
         self._runner.send_message(READY, {"run": plan.run, "index": plan.index, "problem": problem})
