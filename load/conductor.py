@@ -27,6 +27,7 @@ PREPARE_TIMEOUT_S: Final = 300.0
 RESULT_GRACE_S: Final = 15.0
 """A worker's result is late when it comes later than this after the last deadline of its requests."""
 WRITER_TIMEOUT_S: Final = 60.0
+EXIT_USAGE: Final = 2
 EXIT_MISSED: Final = 10
 EXIT_INVALID: Final = 30
 """Exit codes, as of the main job."""
@@ -85,15 +86,14 @@ class Conductor:
         if run.problems or len(run.results) == run.plan.workers:
             return True
         now_s = time.monotonic()
+        active = self._active_clients()
+        gone = [index for index, client in enumerate(run.clients) if index not in run.results and client not in active]
         if run.start_s is None:
-            if now_s - run.begun_s > PREPARE_TIMEOUT_S:
+            if gone:
+                run.problems.append(f"worker {gone[0]} was gone before the load began")
+            elif now_s - run.begun_s > PREPARE_TIMEOUT_S:
                 run.problems.append(f"not every worker was ready within {PREPARE_TIMEOUT_S:g} s")
             return bool(run.problems)
-        gone = [
-            index
-            for index, client in enumerate(run.clients)
-            if index not in run.results and client not in self._active_clients()
-        ]
         if gone and len(run.results) + len(gone) == run.plan.workers:
             return True
         return now_s > run.start_s + run.duration_s + run.settings.timeout_s + RESULT_GRACE_S
@@ -115,6 +115,7 @@ class Conductor:
             drawn = settings.drawn(settings.world or name)
         except (ValueError, OSError) as error:
             _log.error("%s", error)
+            self._environment.process_exit_code = EXIT_USAGE
             gevent.spawn(self._runner.quit)
             return
         clients = self._active_clients()

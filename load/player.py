@@ -39,6 +39,8 @@ PREPARE_CONCURRENCY: Final = 64
 PREPARE_TRIES: Final = 5
 CONNECTIONS_AHEAD: Final = 64
 """Connections to each API process that are opened before the load begins."""
+CLOSE_S: Final = 2.0
+"""How long `close` waits for the arrivals whose connections it dropped to be counted."""
 OPEN_BETS: Final = 2000
 """Accepted bets that are remembered for cancels."""
 
@@ -134,7 +136,9 @@ class Player:
             wire.close()
         for door in self._grpc:
             door.close()
-        gevent.sleep(0)
+        deadline_s = time.monotonic() + CLOSE_S
+        while self._in_flight and time.monotonic() < deadline_s:
+            gevent.sleep(0.01)
         if self._observer is not None:
             try:
                 self._observer.close()
