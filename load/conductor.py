@@ -16,10 +16,9 @@ from typing import Any, Final
 import gevent
 import msgspec
 
-from load.options import OptionError, Settings, settings_of
+from load.options import Settings, settings_of
 from load.plan import Start
 from load.result import Phase, Plan, Result, WorkerResult, merge
-from load.schedule import phase_spans
 from load.users import PLAN, READY, RESULT, START, STOP
 
 LEAD_S: Final = 0.5
@@ -28,6 +27,7 @@ PREPARE_TIMEOUT_S: Final = 300.0
 RESULT_GRACE_S: Final = 15.0
 """A worker's result is late when it comes later than this after the last deadline of its requests."""
 WRITER_TIMEOUT_S: Final = 60.0
+EXIT_USAGE: Final = 2
 EXIT_MISSED: Final = 10
 EXIT_INVALID: Final = 30
 """Exit codes, as of the main job."""
@@ -86,15 +86,14 @@ class Conductor:
         if run.problems or len(run.results) == run.plan.workers:
             return True
         now_s = time.monotonic()
+        active = self._active_clients()
+        gone = [index for index, client in enumerate(run.clients) if index not in run.results and client not in active]
         if run.start_s is None:
-            if now_s - run.begun_s > PREPARE_TIMEOUT_S:
+            if gone:
+                run.problems.append(f"worker {gone[0]} was gone before the load began")
+            elif now_s - run.begun_s > PREPARE_TIMEOUT_S:
                 run.problems.append(f"not every worker was ready within {PREPARE_TIMEOUT_S:g} s")
             return bool(run.problems)
-        gone = [
-            index
-            for index, client in enumerate(run.clients)
-            if index not in run.results and client not in self._active_clients()
-        ]
         if gone and len(run.results) + len(gone) == run.plan.workers:
             return True
         return now_s > run.start_s + run.duration_s + run.settings.timeout_s + RESULT_GRACE_S
@@ -109,33 +108,34 @@ class Conductor:
     # -- Locust's events -------------------------------------------------------------------------------
 
     def _on_test_start(self, **_: Any) -> None:
+        now = datetime.now(UTC)
         try:
             settings = settings_of(self._environment.parsed_options)
-        except OptionError as error:
+            name = settings.run or f"load{settings.seed}-{now:%Y%m%dT%H%M%S}"
+            drawn = settings.drawn(settings.world or name)
+        except (ValueError, OSError) as error:
             _log.error("%s", error)
+            self._environment.process_exit_code = EXIT_USAGE
             gevent.spawn(self._runner.quit)
             return
-        stages = settings.stages()
-        schedule = settings.profile.schedule(settings.seed, stages)
         clients = self._active_clients()
         count = max(1, len(clients))
-        now = datetime.now(UTC)
         origin_s = settings.history_origin_s if settings.history_origin_s is not None else time.monotonic()
         run = _Run(
             settings,
             Plan(
                 profile=settings.profile_name,
                 seed=settings.seed,
-                run=settings.run or f"load{settings.seed}-{now:%Y%m%dT%H%M%S}",
+                run=name,
                 started_at=now.isoformat(timespec="milliseconds"),
-                digest=schedule.digest(),
-                scheduled=len(schedule),
+                digest=drawn.schedule.digest(),
+                scheduled=len(drawn.schedule),
                 workers=count,
-                phases=[Phase(*span) for span in phase_spans(stages)],
+                phases=[Phase(*span) for span in drawn.spans],
             ),
             origin_s,
             clients,
-            sum(stage.duration_s for stage in stages),
+            drawn.duration_s,
             time.monotonic(),
         )
         self._run = run
@@ -144,7 +144,7 @@ class Conductor:
             address = self._start_writer(run, settings.history)
         for index in range(count):
             plan = settings.worker_plan(
-                schedule, index=index, count=count, run=run.plan.run, history=address, origin_s=origin_s
+                drawn.schedule, index=index, count=count, run=run.plan.run, history=address, origin_s=origin_s
             )
             data = {"plan": msgspec.json.encode(plan), "profiles": self._environment.parsed_options.load_profiles}
             self._runner.send_message(PLAN, data, client_id=clients[index] if clients else None)
@@ -156,7 +156,7 @@ class Conductor:
             return
         self._runner.send_message(STOP)
         deadline_s = time.monotonic() + run.settings.timeout_s + 2.0
-        while len(run.results) < run.plan.workers and time.monotonic() < deadline_s and run.start_s is not None:
+        while run.start_s is not None and not self.finished() and time.monotonic() < deadline_s:
             gevent.sleep(0.05)
 
     def _on_test_stop(self, **_: Any) -> None:

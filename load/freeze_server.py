@@ -21,6 +21,7 @@ import numpy as np
 
 from load.alarm import TimerFile
 from load.freezes import PATTERNS, Pattern
+from load.priority import real_time
 
 BODY: Final = b'{"outcome":"ACCEPTED","replayed":false}'
 ANSWER: Final = (
@@ -148,7 +149,8 @@ def main() -> int:
     pattern, duration_s = sys.argv[1:3]
     server = FreezeServer(PATTERNS[pattern], float(duration_s))
     print(server.port, flush=True)
-    report = server.serve(sys.stdin.fileno())
+    with real_time():
+        report = server.serve(sys.stdin.fileno())
     print(msgspec.json.encode(report).decode(), flush=True)
     return 0
 

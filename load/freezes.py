@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 BASE_SERVICE_S: Final = 0.002
+STOCK_RATE_A_USER: Final = 10.0
+"""Requests per second that each user of stock pacing tries to keep up."""
 
 
 def _constant(t: Floats, duration_s: float) -> Floats:

@@ -4,13 +4,15 @@ Everything of Locust's works with it: the web interface, --master and --worker, 
 of users and the duration follow from the profile.
 """
 
+import os
+import signal
 import sys
 from typing import Any
 
 import gevent
 import gevent.os
 from locust import LoadTestShape, events
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from load.conductor import Conductor
 from load.options import OptionError, add_options, settings_of
@@ -47,10 +49,15 @@ def connect(environment: Any, runner: Any, **_: Any) -> None:
             gevent.spawn(_end_with_input, runner)
         _conductors[environment] = Conductor(environment)
         _conductors[environment].listen()
+        if environment.parsed_options.headless:
+            # Locust takes SIGTERM only once its run is over; until then it is to end like Ctrl-C, with a result.
+            gevent.signal_handler(signal.SIGTERM, os.kill, os.getpid(), signal.SIGINT)
     session = session_of(environment)
-    if getattr(runner, "clients", None) is None:
+    if not isinstance(runner, MasterRunner):
         session.listen()
     if isinstance(runner, WorkerRunner):
+        signal.signal(signal.SIGINT, session.leave)
+        environment.events.quitting.add_listener(session.tell_now)
         environment.events.heartbeat_received.add_listener(session.heard_master)
         gevent.spawn(session.watch_master)
 

@@ -4,7 +4,7 @@ Only the master (or a run without workers) reads them; workers are told by messa
 """
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,13 +14,52 @@ import numpy as np
 from load.plan import WorkerPlan
 from load.profiles import PROFILES, Profile, ProfileError, read_profile
 from load.result import LAG_P99_MS
-from load.schedule import Schedule, Stage
+from load.schedule import Schedule, Stage, match_ids, phase_spans
+from load.traces import read_trace, spans_of
 
 _ADDRESS: Final = re.compile(r"(?:http://)?([\w.-]+):(\d{1,5})/?")
 
 
 class OptionError(ValueError):
     """An option that is missing or cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """All that is known of a run before it begins."""
+
+    schedule: Schedule
+    spans: list[tuple[str, float, float]]
+    """(phase, start_s, end_s)."""
+    match_ids: list[str]
+
+    @property
+    def duration_s(self) -> float:
+        """When the last phase ends."""
+        return max(end_s for _, _, end_s in self.spans)
+
+
+def drawn(
+    profile: Profile,
+    *,
+    seed: int,
+    rate_factor: float,
+    time_factor: float,
+    rate: float | None,
+    grpc: bool,
+    world: str,
+    trace: Path | None,
+) -> Drawn:
+    """Draw a run of a profile, or read that of a trace; the same arguments give the same one in every process.
+
+    Without gRPC its bets go over HTTP, under the name of bets. Raises ValueError (also ProfileError, TraceError) if it
+    cannot be drawn, or OSError.
+    """
+    if trace is not None:
+        schedule, ids = read_trace(trace, world, time_factor=time_factor)
+        return Drawn(schedule, spans_of(schedule), ids)
+    stages = stages_of(profile, rate_factor=rate_factor, time_factor=time_factor, rate=rate, grpc=grpc)
+    return Drawn(profile.schedule(seed, stages), phase_spans(stages), match_ids(world, profile.matches))
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     run: str
     """Empty: named by the seed and the time of the start."""
+    world: str
+    """Empty: the run's own."""
     targets: list[tuple[str, int]]
     grpc_targets: list[str]
     token: str
@@ -39,6 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_factor: float
     time_factor: float
     rate: float | None
+    trace: Path | None
     timeout_s: float
     lag_limit_ms: float
     result: Path | None
@@ -46,14 +88,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     history_socket: str
     history_origin_s: float | None
 
-    def stages(self) -> list[Stage]:
-        """Return the stages of the run; without gRPC addresses its bets go over HTTP, under the name of bets."""
-        return stages_of(
+    def drawn(self, world: str) -> Drawn:
+        """Draw the run. Raises ValueError or OSError if it cannot be drawn."""
+        return drawn(
             self.profile,
+            seed=self.seed,
             rate_factor=self.rate_factor,
             time_factor=self.time_factor,
             rate=self.rate,
             grpc=bool(self.grpc_targets),
+            world=world,
+            trace=self.trace,
         )
 
     def worker_plan(self, schedule: Schedule, *, index: int, count: int, run: str, **more: Any) -> WorkerPlan:
@@ -68,8 +113,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             rate_factor=self.rate_factor,
             time_factor=self.time_factor,
             rate=self.rate,
+            trace=None if self.trace is None else str(self.trace),
             digest=schedule.digest(),
             run=run,
+            world=self.world or run,
             first_wallet=self.first_wallet,
             targets=self.targets,
             grpc_targets=self.grpc_targets,
@@ -107,13 +154,14 @@ def add_options(parser: Any) -> None:
     add("--load-profiles", default=str(PROFILES), help="The profiles file (TOML)")
     add("--seed", type=int, default=1, help="Draws the schedule; the same seed draws the same one")
     add("--run-name", default="", help="Begins every idempotency key; by default the seed and the time of the start")
+    add("--world", default="", help="Names the matches and the opening of wallets, for several runs to share them")
     add("--targets", default="", help="host:port of each API process, comma-separated; by default that of --host")
     add("--grpc-targets", default="", help="host:port of each gRPC door; without it all bets go over HTTP")
     add(
         "--token",
         default="",
         env_var="LEDGERPROOF_TOKEN",
-        is_secret=True,
+        include_in_web_ui=False,
         help="Bearer token with the scopes service and admin",
     )
     add("--first-wallet", type=int, default=500_001, help="User id of the first wallet of the load")
@@ -125,6 +173,7 @@ def add_options(parser: Any) -> None:
     add("--rate-factor", type=float, default=1.0, help="Multiplies all rates")
     add("--time-factor", type=float, default=1.0, help="Multiplies all durations")
     add("--rate", type=float, default=0.0, help="Of a profile with a knee: the rate of this window")
+    add("--trace", default="", help="Play the arrivals of this CSV file; the profile then gives the limits only")
     add("--request-timeout", type=float, default=10.0, help="Seconds after which an arrival has no answer")
     add("--lag-limit-ms", type=float, default=LAG_P99_MS, help="The run is INVALID if arrivals leave later at p99")
     add("--result", default="", help="Write the result here (JSON)")
@@ -152,6 +201,7 @@ def settings_of(options: Any) -> Settings:
         profile=profile,
         seed=options.seed,
         run=options.run_name,
+        world=options.world,
         targets=targets,
         grpc_targets=[
             f"{host}:{port}"
@@ -163,6 +213,7 @@ def settings_of(options: Any) -> Settings:
         rate_factor=options.rate_factor,
         time_factor=options.time_factor,
         rate=options.rate or None,
+        trace=Path(options.trace).resolve() if options.trace else None,
         timeout_s=options.request_timeout,
         lag_limit_ms=options.lag_limit_ms,
         result=Path(options.result) if options.result else None,
@@ -170,8 +221,10 @@ def settings_of(options: Any) -> Settings:
         history_socket=options.history_socket,
         history_origin_s=options.history_origin if options.history_origin >= 0 else None,
     )
-    if settings.timeout_s <= 0 or settings.rate_factor <= 0 or settings.time_factor <= 0 or settings.first_wallet < 1:
-        raise OptionError("--request-timeout, --rate-factor, --time-factor and --first-wallet are above zero")
+    if settings.timeout_s <= 0 or settings.rate_factor <= 0 or settings.time_factor <= 0 or settings.first_wallet < 0:
+        raise OptionError("--request-timeout, --rate-factor and --time-factor are above zero, --first-wallet not below")
+    if settings.trace is not None and (settings.rate_factor != 1 or settings.rate is not None):
+        raise OptionError("a trace has its own rates: leave out --rate-factor and --rate; --time-factor stretches it")
     if settings.rate is not None and profile.knee is None:
         raise OptionError(f"--rate is for profiles with a knee, and {options.load_profile!r} has none")
     return settings

@@ -18,11 +18,14 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     rate_factor: float
     time_factor: float
+    trace: str | None = None
+    """Path of the trace that is played instead of the profile's stages."""
     rate: float | None = None
     """For a profile with a knee: the rate of this window."""
     digest: str
     """Of the whole schedule as the master drew it."""
     run: str
+    world: str
     first_wallet: int
     targets: list[tuple[str, int]]
     grpc_targets: list[str]

@@ -18,6 +18,7 @@ from load import requests
 from load.alarm import Alarm
 from load.observer import Observer, ObserverError
 from load.plan import WorkerPlan
+from load.priority import real_time
 from load.requests import Answer, Command, EntriesPage, Names
 from load.result import WorkerResult
 from load.schedule import Arrival, Schedule
@@ -30,16 +31,18 @@ MAX_LAG_S: Final = 5.0
 """A generator this far behind its own schedule stops: what it measures is itself."""
 TICK_S: Final = 0.0001
 """The generator sleeps at least this long between two looks at its schedule, for a waking costs CPU."""
+LOOK_S: Final = 0.25
+"""Nothing may be due for a long time; whether the run was stopped is looked at this often."""
 BURST: Final = 32
 """Arrivals begun at most before answers that have come are looked at."""
 PREPARE_CONCURRENCY: Final = 64
 PREPARE_TRIES: Final = 5
 CONNECTIONS_AHEAD: Final = 64
 """Connections to each API process that are opened before the load begins."""
+CLOSE_S: Final = 2.0
+"""How long `close` waits for the arrivals whose connections it dropped to be counted."""
 OPEN_BETS: Final = 2000
 """Accepted bets that are remembered for cancels."""
-MATCH_OPEN_MS: Final = 86_400_000
-"""Matches close by command, so their clock is set to the next day."""
 
 RequestHook = Callable[..., None]
 
@@ -59,7 +62,7 @@ class Player:
         """Take the share of worker `plan.index`; `on_request` is Locust's `events.request.fire`."""
         self._plan = plan
         self._share = share
-        self._names = Names(plan.run, plan.first_wallet, match_ids)
+        self._names = Names(plan.run, plan.world, plan.first_wallet, match_ids)
         self._on_request = on_request
         self._wires = [Wire(host, port, timeout_s=plan.timeout_s) for host, port in plan.targets]
         self._grpc: list[Any] = []
@@ -92,13 +95,15 @@ class Player:
             ]
         if self._plan.prepare:
             pool = gevent.pool.Pool(PREPARE_CONCURRENCY)
-            closes_at_ms = int(time.time() * 1000) + MATCH_OPEN_MS
             mine = range(self._plan.index, len(self._names.match_ids), self._plan.count)
-            commands = [self._names.create(match, closes_at_ms) for match in mine]
+            commands = [self._names.create(match) for match in mine]
             commands += [self._names.opening(rank) for rank in self._plan.wallet_ranks]
-            for problem in pool.imap_unordered(self._prepare_one, commands):
-                if problem is not None:
-                    raise NotPrepared(problem)
+            try:
+                for problem in pool.imap_unordered(self._prepare_one, commands):
+                    if problem is not None:
+                        raise NotPrepared(problem)
+            finally:
+                pool.kill()
 
     def play(self, start_s: float) -> WorkerResult:
         """Play the share from a reading of time.monotonic() on; return when every arrival has ended."""
@@ -108,10 +113,11 @@ class Player:
         gc.collect()
         gc.freeze()
         try:
-            self.result.finished = self._send_all(alarm, start_s)
-            # Each request ends by its own deadline, so this ends too.
-            while self._in_flight:
-                alarm.wait_until(time.monotonic() + 0.01)
+            with real_time() as self.result.real_time:
+                self.result.finished = self._send_all(alarm, start_s)
+                # Each request ends by its own deadline, so this ends too.
+                while self._in_flight:
+                    alarm.wait_until(time.monotonic() + 0.01)
         finally:
             gc.unfreeze()
             alarm.close()
@@ -130,7 +136,9 @@ class Player:
             wire.close()
         for door in self._grpc:
             door.close()
-        gevent.sleep(0)
+        deadline_s = time.monotonic() + CLOSE_S
+        while self._in_flight and time.monotonic() < deadline_s:
+            gevent.sleep(0.01)
         if self._observer is not None:
             try:
                 self._observer.close()
@@ -148,11 +156,12 @@ class Player:
         for arrival in self._share.arrivals():
             due_s = start_s + arrival.due_s
             now_s = monotonic()
-            if due_s > now_s:
-                alarm.wait_until(max(due_s, now_s + TICK_S))
-                begun = 0
-            elif begun >= BURST:
+            if due_s <= now_s and begun >= BURST:
                 gevent.sleep(0)
+                begun = 0
+            while due_s > now_s and not self._stopping:
+                alarm.wait_until(min(max(due_s, now_s + TICK_S), now_s + LOOK_S))
+                now_s = monotonic()
                 begun = 0
             if self._stopping:
                 return False

@@ -9,6 +9,7 @@ standard input does, so it outlives nobody.
 import socket
 import sys
 import threading
+import time
 from io import BufferedReader
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from load.records import LENGTH_BYTES, Complete, End, Hello, Invoke, Record
 
 DONE: Final = "closed"
 CUT: Final = "cut"
+LAST_RECORDS_S: Final = 5.0
 
 _decode = msgspec.msgpack.Decoder(Record).decode
 
@@ -82,7 +84,7 @@ def serve(folder: Path, address: Path, run: str, workers: int) -> bool:
     numbers = Numbers(recorder)
     streams: dict[int, Stream] = {}
     problems: list[str] = []
-    threads: list[threading.Thread] = []
+    ended = threading.Semaphore(0)
 
     def receive(connection: socket.socket) -> None:
         try:
@@ -92,6 +94,8 @@ def serve(folder: Path, address: Path, run: str, workers: int) -> bool:
                     taken.take(_decode(_read(stream)))
         except (OSError, EOFError, RecordingError, msgspec.MsgspecError) as error:
             problems.append(f"{type(error).__name__}: {error}")
+        finally:
+            ended.release()
 
     def accept() -> None:
         while True:
@@ -99,9 +103,7 @@ def serve(folder: Path, address: Path, run: str, workers: int) -> bool:
                 connection, _ = listener.accept()
             except OSError:
                 return  # closed: the run is over
-            thread = threading.Thread(target=receive, args=(connection,), daemon=True)
-            threads.append(thread)
-            thread.start()
+            threading.Thread(target=receive, args=(connection,), daemon=True).start()
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(address))
@@ -110,8 +112,10 @@ def serve(folder: Path, address: Path, run: str, workers: int) -> bool:
         accepting.start()
         print("ready", flush=True)
         sys.stdin.buffer.read()
-        for thread in threads:
-            thread.join(timeout=5.0)
+        # What workers sent before may still be on its way here; nobody waits longer for one that never came.
+        deadline_s = time.monotonic() + LAST_RECORDS_S
+        for _ in range(workers):
+            ended.acquire(timeout=max(0.0, deadline_s - time.monotonic()))
         listener.shutdown(socket.SHUT_RDWR)
     address.unlink(missing_ok=True)
     if problems or sorted(streams) != list(range(workers)) or not all(stream.whole for stream in streams.values()):

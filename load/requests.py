@@ -14,6 +14,8 @@ from load.schedule import Arrival
 
 OPENING_MINOR: Final = 10_000_000
 """What each wallet is opened with: far more than its bets of one run."""
+MATCH_CLOSES_AT_MS: Final = 4_102_444_800_000
+"""Matches close by command, so their clock is set to the year 2100."""
 PAGE: Final = 20
 """Entries asked for in one page."""
 
@@ -81,7 +83,9 @@ class Names:
     """What the numbers of a schedule stand for in one run."""
 
     run: str
-    """Begins every key, so that two runs of one seed do not replay each other's commands."""
+    """Begins every key of an arrival, so that two runs of one seed do not replay each other's commands."""
+    world: str
+    """Begins the keys that open wallets and create matches, so that runs can share those."""
     first_wallet: int
     """User id of the wallet of rank 0; the others follow."""
     match_ids: Sequence[str]
@@ -92,13 +96,13 @@ class Names:
 
     def opening(self, rank: int) -> Command:
         """Return the deposit that opens a wallet."""
-        return deposit(self.user(rank), OPENING_MINOR, f"{self.run}-open-{rank}", "seed")
+        return deposit(self.user(rank), OPENING_MINOR, f"{self.world}-open-{rank}", "seed")
 
-    def create(self, match: int, closes_at_ms: int) -> Command:
-        """Return the command that creates a match."""
+    def create(self, match: int) -> Command:
+        """Return the command that creates a match; the same for every run that shares it, so it can be repeated."""
         match_id = self.match_ids[match]
-        body = msgspec.json.encode({"match_id": match_id, "closes_at_ms": closes_at_ms})
-        return Command("create_match", "/v1/matches", f"{self.run}-m{match}-create", body, match_id=match_id)
+        body = msgspec.json.encode({"match_id": match_id, "closes_at_ms": MATCH_CLOSES_AT_MS})
+        return Command("create_match", "/v1/matches", f"{self.world}-m{match}-create", body, match_id=match_id)
 
     def command(self, arrival: Arrival) -> Command:
         """Build the command of an arrival that needs nothing but the schedule: all but reads and cancels.

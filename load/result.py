@@ -114,6 +114,8 @@ class WorkerResult(msgspec.Struct):
     """The whole share was played; False if the run was stopped before."""
     cpu_s: float = 0.0
     """CPU time of the worker from the first arrival to the last answer."""
+    real_time: bool = False
+    """The worker was scheduled before ordinary processes."""
     span_s: float = 0.0
     """Time from the start of the load to the last answer."""
     lag: Lag = msgspec.field(default_factory=Lag)
@@ -135,6 +137,7 @@ class WorkerSummary(msgspec.Struct, frozen=True):
     cpu_s: float
     span_s: float
     lag_p99_ms: float
+    real_time: bool = False
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -282,7 +285,9 @@ def merge(plan: Plan, parts: Sequence[WorkerResult], *, lag_p99_ms: float = LAG_
         percentiles=[Percentiles(c.op, c.phase, [c.percentile(percent) for percent in PERCENTS]) for c in cells],
         seconds=_sum_seconds([second for part in parts for second in part.seconds]),
         workers=[
-            WorkerSummary(part.index, part.scheduled, part.sent, part.cpu_s, part.span_s, part.lag.at_ms(99))
+            WorkerSummary(
+                part.index, part.scheduled, part.sent, part.cpu_s, part.span_s, part.lag.at_ms(99), part.real_time
+            )
             for part in sorted(parts, key=lambda part: part.index)
         ],
     )

@@ -80,7 +80,7 @@ class Schedule:
     t: Floats
     phase: NDArray[np.int8]
     op: NDArray[np.int8]
-    wallet: NDArray[np.int32]
+    wallet: NDArray[np.int64]
     match: NDArray[np.int32]
     selection: NDArray[np.int8]
     side: NDArray[np.int8]
@@ -244,7 +244,7 @@ def _of_times(
         t=t,
         phase=np.concatenate(phase_parts) if phase_parts else np.empty(0, np.int8),
         op=np.concatenate(op_parts) if op_parts else np.empty(0, np.int8),
-        wallet=wallet.astype(np.int32),
+        wallet=wallet.astype(np.int64),
         match=match,
         selection=selection,
         side=bet_rng.integers(0, 2, size=count).astype(np.int8),
@@ -310,7 +310,7 @@ def phase_spans(stages: Sequence[Stage]) -> list[tuple[str, float, float]]:
     return spans
 
 
-def match_ids(seed: int, matches: int) -> list[str]:
-    """Return the ids of the matches of a schedule, the same for the same seed."""
-    rng = np.random.Generator(np.random.PCG64([seed, matches]))
-    return [str(UUID(bytes=rng.bytes(16), version=4)) for _ in range(matches)]
+def match_ids(world: str, matches: int) -> list[str]:
+    """Return the ids of the matches of a world, the same for the same name."""
+    digests = (hashlib.blake2b(f"{world}/{match}".encode(), digest_size=16).digest() for match in range(matches))
+    return [str(UUID(bytes=digest, version=4)) for digest in digests]

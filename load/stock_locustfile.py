@@ -1,18 +1,15 @@
 """Stock pacing, to be shown beside ours: Locust's own `constant_throughput` users, who wait for their answers."""
 
-from typing import Final
-
 from locust import FastHttpUser, constant_throughput, events, task
 from locust.env import Environment
 
-RATE_A_USER: Final = 5.0
-"""Requests per second that each user tries to keep up."""
+from load.freezes import STOCK_RATE_A_USER
 
 
 class Paced(FastHttpUser):
-    """Asks for at most RATE_A_USER requests per second, one after the other."""
+    """Asks for at most STOCK_RATE_A_USER requests per second, one after the other."""
 
-    wait_time = constant_throughput(RATE_A_USER)
+    wait_time = constant_throughput(STOCK_RATE_A_USER)
 
     @task
     def deposit(self) -> None:

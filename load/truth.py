@@ -18,19 +18,20 @@ import msgspec
 import numpy as np
 
 from load.freeze_server import ServerReport
-from load.freezes import PATTERNS, quantile_ms, true_latencies_s
+from load.freezes import PATTERNS, STOCK_RATE_A_USER, quantile_ms, true_latencies_s
+from load.launch import command
 from load.profiles import read_profile
 from load.result import Result
 from load.statistics import exponential_ks
-from load.stock_locustfile import RATE_A_USER
 
 PERCENTS: Final = (50.0, 90.0, 95.0, 99.0, 99.9)
 RELATIVE: Final = 0.02
 ABSOLUTE_MS: Final = 1.0
 ARRIVALS_TOLERANCE: Final = 0.001
 KS_LEVEL: Final = 0.01
+QUIET_LAG_MS: Final = 1.0
 START_TIMEOUT_S: Final = 60.0
-HERE: Final = Path(__file__).parent
+STOCK_LOCUSTFILE: Final = Path(__file__).with_name("stock_locustfile.py")
 REQUEST_TIMEOUT_S: Final = 60.0
 """Longer than any freeze: an arrival in a freeze waits for its end."""
 
@@ -54,18 +55,26 @@ class Comparison(msgspec.Struct):
     """Of the gaps between requests as the server saw them come."""
     invalid: list[str]
 
-    def wrong(self) -> list[str]:
-        """Return what does not agree."""
+    @property
+    def noisy(self) -> bool:
+        """Return whether the machine itself kept the generator from being exact."""
+        return self.lag_p99_ms > QUIET_LAG_MS
+
+    def wrong(self, slack_ms: float = 0.0) -> list[str]:
+        """Return what does not agree; `slack_ms` is allowed beside the tolerances and the measured noise.
+
+        The gaps between arrivals are judged only where the machine was quiet: what a busy one adds is not Poisson.
+        """
         found = [
             f"p{percent:g}: reported {reported:.2f} ms, true {true:.2f} ms"
             for percent, reported, true, noise in zip(
                 PERCENTS, self.reported_ms, self.true_ms, self.noise_ms, strict=True
             )
-            if reported is not None and abs(reported - true) > max(RELATIVE * true, ABSOLUTE_MS) + noise
+            if reported is not None and abs(reported - true) > max(RELATIVE * true, ABSOLUTE_MS) + noise + slack_ms
         ]
         if abs(self.sent - self.scheduled) > ARRIVALS_TOLERANCE * self.scheduled:
             found.append(f"{self.sent} of {self.scheduled} arrivals were sent")
-        if self.ks_p < KS_LEVEL:
+        if self.ks_p < KS_LEVEL and not self.noisy:
             found.append(f"the gaps between arrivals are not exponential (p = {self.ks_p:.4f})")
         return found
 
@@ -107,9 +116,7 @@ def compare(pattern: str, *, seed: int, duration_s: float, rate: float, workers:
                 *("--rate-factor", repr(factors["rate_factor"]), "--time-factor", repr(factors["time_factor"])),
                 *("--request-timeout", str(REQUEST_TIMEOUT_S), "--result", str(folder / "result.json")),
             ]
-            if workers > 1:
-                options += ["--processes", str(workers)]
-            _locust(HERE / "locustfile.py", options, duration_s)
+            _locust(command(options, workers=workers), duration_s)
         result = Result.from_json((folder / "result.json").read_bytes())
         said = reports[0]
         stock_ms: list[float | None] = [None] * len(PERCENTS)
@@ -138,11 +145,9 @@ def compare(pattern: str, *, seed: int, duration_s: float, rate: float, workers:
     )
 
 
-def _locust(locustfile: Path, options: Sequence[str], duration_s: float) -> None:
-    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--only-summary"]
-    command += ["--loglevel", "ERROR", "--exit-code-on-error", "0", "--stop-timeout", "10", *options]
+def _locust(arguments: Sequence[str], duration_s: float) -> None:
     done = subprocess.run(  # noqa: S603 - our own arguments
-        command, capture_output=True, text=True, timeout=duration_s + REQUEST_TIMEOUT_S + START_TIMEOUT_S, check=False
+        arguments, capture_output=True, text=True, timeout=duration_s + REQUEST_TIMEOUT_S + START_TIMEOUT_S, check=False
     )
     if done.returncode not in {0, 10, 30}:
         raise RuntimeError(f"locust ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -150,13 +155,13 @@ def _locust(locustfile: Path, options: Sequence[str], duration_s: float) -> None
 
 def _stock(pattern: str, duration_s: float, rate: float, folder: Path) -> tuple[list[float | None], int]:
     """Return what stock pacing reports: percentiles in ms, and how many requests it made."""
-    users = max(1, round(rate / RATE_A_USER))
+    users = max(1, round(rate / STOCK_RATE_A_USER))
     with server(pattern, duration_s, []) as port:
         options = [
             *("--host", f"http://127.0.0.1:{port}", "--users", str(users), "--spawn-rate", str(users)),
             *("--run-time", f"{round(duration_s)}s", "--csv", str(folder / "stock")),
         ]
-        _locust(HERE / "stock_locustfile.py", options, duration_s)
+        _locust(command(options, locustfile=STOCK_LOCUSTFILE), duration_s)
     rows = list(csv.DictReader((folder / "stock_stats.csv").read_text().splitlines()))
     total = next(row for row in rows if row["Name"] == "Aggregated")
     return [float(total[f"{percent:g}%"]) for percent in PERCENTS], int(total["Request Count"])

@@ -5,6 +5,8 @@ many arrivals there are is the schedule's business and not that of Locust's numb
 """
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,10 @@ import msgspec
 from locust import User, task
 from locust.exception import StopUser
 
-from load.options import stages_of
+from load.options import drawn
 from load.plan import Start, WorkerPlan
 from load.player import NotPrepared, Player
 from load.profiles import read_profile
-from load.schedule import match_ids
 from load.wire import NotSent
 
 PLAN: Final = "load-plan"
@@ -38,8 +39,10 @@ _log = logging.getLogger(__name__)
 class Session:
     """One worker's part in one run after another."""
 
-    def __init__(self, runner: Any, on_request: Callable[..., None]) -> None:
+    def __init__(self, runner: Any, on_request: Callable[..., None], *, is_child: bool) -> None:
+        """Work for `runner`. `is_child`: its master started this process, so the master's end shows at once."""
         self._runner = runner
+        self._is_child = is_child
         self._on_request = on_request
         self._plan: WorkerPlan | None = None
         self._player: Player | None = None
@@ -54,10 +57,12 @@ class Session:
         self._runner.register_message(STOP, self._on_stop)
 
     def watch_master(self) -> None:
-        """End the run, and the worker, when its master has gone silent. A greenlet of its own."""
+        """End the run, and the worker, when its master is gone. A greenlet of its own."""
+        parent = os.getppid()
         while True:
             gevent.sleep(1.0)
-            if time.monotonic() - self._heard_s > MASTER_SILENT_S:
+            orphaned = self._is_child and os.getppid() != parent
+            if orphaned or time.monotonic() - self._heard_s > MASTER_SILENT_S:
                 _log.error("the master is gone: the worker ends")
                 if self._player is not None:
                     self._player.stop()
@@ -67,6 +72,27 @@ class Session:
     def heard_master(self, **_: Any) -> None:
         """Note that the master lives."""
         self._heard_s = time.monotonic()
+
+    def leave(self, *_: Any) -> None:
+        """End this worker's part: nothing more is sent, and the result is told when what is under way has ended.
+
+        A handler of SIGINT. Ctrl-C reaches a master and its workers alike; the master ends the run, so a worker must
+        not die of the first one before it told what it measured. The second one ends it at once.
+        """
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._player is not None:
+            self._player.stop()
+        if not self._is_child:
+            gevent.spawn(self._quit_after_play)
+
+    def _quit_after_play(self) -> None:
+        while self._playing and self._player is not None:
+            gevent.sleep(0.05)
+        self._runner.quit()
+
+    def tell_now(self, **_: Any) -> None:
+        """Tell the result as it stands; the process is about to end."""
+        self._finish()
 
     def play(self) -> None:
         """Wait for the start, play the share, and send the result. Raises StopUser when there is nothing to do."""
@@ -102,22 +128,20 @@ class Session:
     def _prepare(self, plan: WorkerPlan, profiles: Path) -> None:
         problem: str | None = None
         try:
-            profile = read_profile(plan.profile, profiles)
-            stages = stages_of(
-                profile,
+            run = drawn(
+                read_profile(plan.profile, profiles),
+                seed=plan.seed,
                 rate_factor=plan.rate_factor,
                 time_factor=plan.time_factor,
                 rate=plan.rate,
                 grpc=bool(plan.grpc_targets),
+                world=plan.world,
+                trace=None if plan.trace is None else Path(plan.trace),
             )
-            schedule = profile.schedule(plan.seed, stages)
-            if schedule.digest() != plan.digest:
-                problem = "it drew another schedule than the master: its profiles or its NumPy differ"
-            player = Player(
-                plan, schedule.share(plan.index, plan.count), match_ids(plan.seed, profile.matches), self._on_request
-            )
-            self._player = player
-            player.prepare()
+            if run.schedule.digest() != plan.digest:
+                problem = "it drew another schedule than the master: its profiles, its trace or its NumPy differ"
+            self._player = Player(plan, run.schedule.share(plan.index, plan.count), run.match_ids, self._on_request)
+            self._player.prepare()
         except (OSError, ValueError, NotSent, NotPrepared) as error:
             problem = f"{type(error).__name__}: {error}"
         self._runner.send_message(READY, {"run": plan.run, "index": plan.index, "problem": problem})
@@ -138,7 +162,9 @@ _sessions: dict[Any, Session] = {}
 def session_of(environment: Any) -> Session:
     """Return the session of a Locust environment, made when it is first asked for."""
     if environment not in _sessions:
-        _sessions[environment] = Session(environment.runner, environment.events.request.fire)
+        _sessions[environment] = Session(
+            environment.runner, environment.events.request.fire, is_child=bool(environment.parsed_options.processes)
+        )
     return _sessions[environment]
 
 

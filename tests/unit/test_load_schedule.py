@@ -10,6 +10,7 @@ from load.options import stages_of
 from load.profiles import ProfileError, read_profile, read_profiles
 from load.schedule import ALL_OPERATIONS, Schedule, Stage, draw, expected_before, from_times, match_ids, phase_spans
 from load.statistics import exponential_ks
+from load.traces import TraceError, read_trace, spans_of
 
 STAGES = [
     Stage("up", 20.0, 0.0, 400.0, {"bet": 3, "balance": 1}),
@@ -96,9 +97,9 @@ def test_given_times_are_played_as_they_are() -> None:
         from_times(1, np.array([1.0, 0.0]), {"bet": 1})
 
 
-def test_match_ids_follow_from_the_seed() -> None:
-    assert match_ids(3, 4) == match_ids(3, 4)
-    assert match_ids(3, 4) != match_ids(4, 4)
+def test_match_ids_follow_from_the_name_of_their_world() -> None:
+    assert match_ids("a", 4) == match_ids("a", 5)[:4]
+    assert len({*match_ids("a", 4), *match_ids("b", 4)}) == 8
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,52 @@ def test_match_ids_follow_from_the_seed() -> None:
 def test_what_cannot_be_drawn_is_refused(stage: Stage) -> None:
     with pytest.raises(ValueError, match=r"stage|operation|weights"):
         draw(1, [stage], wallets=1, matches=1)
+
+
+# --- traces ---------------------------------------------------------------------------------------------------
+
+TRACE = """time_s,op,phase,user,match,selection,side,odds,amount_minor
+0,deposit,before,7,,,,,500
+0.5,bet,before,7,final,AWAY,LAY,310,20
+0.5,balance,after,9223372036854775807,,,,,
+2,bet,after,8,01928c1e-0d0c-7000-8000-000000000001,HOME,BACK,150,30
+"""
+
+
+def test_a_trace_is_played_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(TRACE)
+    schedule, ids = read_trace(file, "world", time_factor=2.0)
+    rows = list(schedule.arrivals())
+    assert [(row.due_s, row.op, row.phase, row.wallet) for row in rows] == [
+        (0.0, "deposit", "before", 7),
+        (1.0, "bet", "before", 7),
+        (1.0, "balance", "after", 2**63 - 1),
+        (4.0, "bet", "after", 8),
+    ]
+    assert (rows[1].selection, rows[1].side, rows[1].odds, rows[1].amount_minor) == ("AWAY", "LAY", 310, 20)
+    assert ids[rows[3].match] == "01928c1e-0d0c-7000-8000-000000000001"
+    assert ids[rows[1].match] in match_ids("world", 3)
+    assert spans_of(schedule) == [("before", 0.0, 1.0), ("after", 1.0, 4.0)]
+    assert read_trace(file, "world")[0].digest() == read_trace(file, "world")[0].digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("time_s", "time"), r"unknown columns \['time'\], missing columns \['time_s'\]"),
+        (("0.5,bet", "0.5,bets"), "line 3"),
+        (("\n2,", "\n0.4,"), "line 5: times ascend"),
+        (("310", "3"), "line 3: user, amount_minor or odds"),
+        (("\n2,", "\nnan,"), "line 5: time_s"),
+        (("AWAY", "NOBODY"), "line 3"),
+    ],
+)
+def test_a_wrong_trace_is_refused_with_its_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(TRACE.replace(*change))
+    with pytest.raises(TraceError, match=message):
+        read_trace(file, "world")
 
 
 # --- profiles ---------------------------------------------------------------------------------------------
