@@ -95,9 +95,10 @@ class Job:
         address = self.intake.start()
         # Every load opens wallets of its own: each took an attempt, so this is beyond those of the load before.
         first_wallet = 1 + self.intake.numbers.last
+        run = f"{name}-{seed}"
         arguments = [
             *("--load-profile", self.name, "--load-profiles", str(self.profiles_file), "--seed", str(seed)),
-            *("--run-name", f"{name}-{seed}", "--prepare", "--first-wallet", str(first_wallet)),
+            *("--run-name", run, "--prepare", "--first-wallet", str(first_wallet)),
             *("--targets", ",".join(f"127.0.0.1:{stack.port(api)}" for api in apis)),
             *("--grpc-targets", ",".join(f"127.0.0.1:{stack.grpc_port(api)}" for api in apis)),
             *("--request-timeout", str(REQUEST_TIMEOUT_S), "--lag-limit-ms", str(options.lag_limit_ms)),
@@ -105,7 +106,7 @@ class Job:
             *more,
         ]
         locusts = Locusts(self.recording.folder, name, options.workers, arguments, stack.token())
-        self.matches += match_ids(seed, self.profile.matches)
+        self.matches += match_ids(run, self.profile.matches)
         duration_s = sum(stage.duration_s for stage in stages)
         began = time.monotonic()
 
