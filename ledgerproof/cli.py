@@ -47,6 +47,7 @@ from ledgerproof.plan_command import replay_plan_command
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
+from ledgerproof.sla_command import sla_command
 from ledgerproof.synth_command import bench_judge_command, synth_command
 from ledgerproof.trace_command import trace_command
 from reference.auth import Scope
@@ -444,6 +445,7 @@ cli.add_command(synth_command)
 cli.add_command(bench_judge_command)
 cli.add_command(failpoints_group)
 cli.add_command(cells_command)
+cli.add_command(sla_command)
 replay_plan_command.epilog = EXIT_CODES
 cli.add_command(replay_plan_command)
 

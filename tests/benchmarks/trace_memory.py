@@ -7,7 +7,6 @@ peak of that process above its peak after a trace of a thousand rows.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,9 @@ from load.trace import read_trace, write_synthetic
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process alone: ru_maxrss would count that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024
 
 
 def read(small: Path, path: Path) -> None:

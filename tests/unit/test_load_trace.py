@@ -302,9 +302,11 @@ def test_both_formats_give_the_same_arrivals(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_trace(tmp_path: Path, suffix: str) -> None:
     """In a process of its own; tests/benchmarks/trace_memory.py does it with a million rows and says what it took."""
     path = write_synthetic(tmp_path / f"big{suffix}", rows=ROWS_OF_MEMORY_TEST, seed=1)
+    # Not ru_maxrss: a new process begins with that of the process which started it.
     code = (
-        "import resource, sys; from pathlib import Path; from load.trace import read_trace\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import sys; from pathlib import Path; from load.trace import read_trace\n"
+        "lines = lambda: Path('/proc/self/status').read_text().splitlines()\n"
+        "peak = lambda: next(int(line.split()[1]) for line in lines() if line.startswith('VmHWM'))\n"
         "small = read_trace(Path(sys.argv[1])); sum(map(len, small.batches())); before = peak()\n"
         "print(sum(map(len, read_trace(Path(sys.argv[2])).batches())), peak() - before)"
     )
