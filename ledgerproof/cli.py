@@ -27,6 +27,7 @@ from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.campaign_command import campaign_command
 from ledgerproof.cells_command import cells_command
+from ledgerproof.checklist.command import checklist_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.explain_command import explain_command, sometimes_command
 from ledgerproof.failpoints_command import failpoints_group
@@ -446,6 +447,7 @@ cli.add_command(bench_judge_command)
 cli.add_command(failpoints_group)
 cli.add_command(cells_command)
 cli.add_command(sla_command)
+cli.add_command(checklist_command)
 replay_plan_command.epilog = EXIT_CODES
 cli.add_command(replay_plan_command)
 
