@@ -22,7 +22,8 @@ EXTRAPOLATED: Final = "extrapolated"
 NOT_MEASURED: Final = "not measured here"
 
 MONTH_S: Final = 30 * 86_400
-AVAILABILITY_SHARE: Final = 0.9999
+MONTH_BUDGET_S: Final = MONTH_S / 10_000
+"""What 99.99 % leaves of a month, in seconds of all requests."""
 EVENTS_TARGET: Final = 100_000
 """Events a second over all consumers, and requests a second over all API processes: the architecture's size."""
 CONSUMERS: Final = 100
@@ -213,20 +214,19 @@ def _availability(rows: Mapping[str, Any], verdict: Mapping[str, Any], scale: st
     if lost is not None and kills:
         requests_per_s = sum(row["count"] for row in verdict["operations"]) / verdict["duration_s"]
         lost_s = lost / requests_per_s
-        budget_s = (1 - AVAILABILITY_SHARE) * MONTH_S
         month.kind = EXTRAPOLATED
-        # Rounded down: part of a failure cannot be had.
+        # Rounded down, as part of a failure cannot be had, but not by what binary fractions lose.
         month.says = (
-            f"{math.floor(budget_s / lost_s):,} rounds of the same {kills} faults in 30 days"
+            f"{math.floor(round(MONTH_BUDGET_S / lost_s, 6)):,} rounds of the same {kills} faults in 30 days"
             if lost_s
             else f"no request was lost to the {kills} faults"
         )
         month.method = (
-            f"0.01 % of 30 days is {budget_s:.1f} s of all requests. The {kills} faults of this run lost {lost} "
-            f"requests at {requests_per_s:.0f}/s, that is {lost_s:.2f} s of all. {budget_s:.1f} ÷ {lost_s:.2f} rounds "
-            "would use up the month, if nothing else failed and nodes were restarted as fast as here"
+            f"0.01 % of 30 days is {MONTH_BUDGET_S:.1f} s of all requests. The {kills} faults of this run lost {lost} "
+            f"requests at {requests_per_s:.0f}/s, that is {lost_s:.2f} s of all. {MONTH_BUDGET_S:.1f} ÷ {lost_s:.2f} "
+            "rounds would use up the month, if nothing else failed and nodes were restarted as fast as here"
             if lost_s
-            else f"0.01 % of 30 days is {budget_s:.1f} s of all requests, of which this run's faults used none"
+            else f"0.01 % of 30 days is {MONTH_BUDGET_S:.1f} s of all requests, of which this run's faults used none"
         )
     inside = _plain(rows, "Availability during faults", "Availability", "none", "", "of this run, inside the faults")
     return [calm, *([inside] if stormy is not None else []), month]
