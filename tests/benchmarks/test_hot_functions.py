@@ -1,4 +1,4 @@
-"""Time of the pure functions that run for every bet, event or row. `make test` runs each once, `make benchmarks` measures.
+"""Time of the pure functions that run for every bet, event or row: `make benchmarks`. `make test` runs each once.
 
 One benchmark does a thousand of the thing its name says, unless the name says otherwise.
 """
@@ -35,8 +35,8 @@ MANY = 1000
 COMMISSION_BPS = 200
 RUN_ROWS = 50_000
 """History rows of the run that the folds are timed on."""
-FOLDS = ("A01", "A02", "A06", "A08", "A09", "A10", "A12", "A14", "A21", "A23", "A25", "A28")
-"""Codes of each sort: keys, wallets, refusals, sessions, events, settlement."""
+FOLDS = ("A01", "A02", "A08", "A09", "A12", "A14", "A21", "A23", "A25", "A28")
+"""Codes of each sort: keys, refusals, wallets, sessions, events, settlement."""
 
 
 def orders() -> list[Order]:
@@ -273,9 +273,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return load_run(folder)
 
 
+def fresh(run: Run) -> tuple[tuple[Run], dict[str, Any]]:
+    """The same evidence, with nothing derived from it yet."""
+    again = Run(
+        config=run.config,
+        recording=run.recording,
+        timeline_rows=run.timeline,
+        series_rows=run.series,
+        first=run.first,
+        second=run.second,
+        folder=run.folder,
+    )
+    return (again,), {}
+
+
+def test_fates_and_resolution_of_a_run(benchmark: BenchmarkFixture, run: Run) -> None:
+    """What every fold over keys shares."""
+    resolve = benchmark.pedantic
+    assert resolve(lambda again: again.resolution, setup=lambda: fresh(run), rounds=12, warmup_rounds=1).height
+
+
+def test_replay_of_the_entries_of_a_run(benchmark: BenchmarkFixture, run: Run) -> None:
+    """What every fold over wallets shares: order by wallet and seq, neighbours, sums."""
+    replay = benchmark.pedantic
+    assert replay(lambda again: again.entries, setup=lambda: fresh(run), rounds=12, warmup_rounds=1).height
+
+
 @pytest.mark.parametrize("code", FOLDS)
 def test_fold_over_a_run(benchmark: BenchmarkFixture, run: Run, code: str) -> None:
-    """The fold alone: what several folds share (resolution, tables) is there after its first call."""
+    """The fold alone: what it shares with others is there after its first call, and timed above."""
     find = CHECKS[code].find
     assert find(run).count == 0
     found = benchmark.pedantic(find, args=(run,), rounds=12, warmup_rounds=1)  # type: ignore[no-untyped-call]
