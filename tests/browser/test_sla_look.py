@@ -1,4 +1,4 @@
-"""The page of the service levels in a real browser: it fits phones and desks, in both colour schemes, and logs nothing."""
+"""The page of the service levels in a real browser: it fits phones and desks, in both schemes, and logs nothing."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from playwright.sync_api import Browser
 from ledgerproof.sla_table import EXTRAPOLATED, MEASURED, NOT_MEASURED, Line, Source, Table
 from reports.sla_page import render_sla
 
-LONG = "100,000 events/s ÷ (0.7 × 4,005 events/s of one projector): busy for 70 % of the time, so that a pause is caught up"
+LONG = "100,000 events/s ÷ (0.7 × 4,005 events/s of one projector): busy for 70 % of the time, so a pause is caught up"
 
 
 def line(level: str, of: str, kind: str, met: bool | None = None) -> Line:
