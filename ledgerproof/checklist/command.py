@@ -36,7 +36,7 @@ Exit codes:
     "--break",
     "may_break",
     is_flag=True,
-    help="With --stack: also kill its processes, and start them again, where an item asks for it.",
+    help="With --stack: also kill its processes and make a balance wrong, and undo it, where an item asks for it.",
 )
 @click.option("--only", multiple=True, metavar="ITEM", help="Only this item (repeat it for more).")
 @click.option("--strict", is_flag=True, help="Exit code 30 if an item could not be run here.")
@@ -47,7 +47,8 @@ def checklist_command(
     """Go through the architecture's deployment checklist and look at each item.
 
     Starts a small stack with the architecture's partitions, or looks at the one that --stack names: there it
-    posts small deposits into wallets of its own, and kills nothing unless --break is given.
+    posts small deposits into wallets of its own, and kills nothing unless --break is given. Items that wait until
+    every event has been consumed fail on a stack under load, which does not come to rest.
     """
     from ledgerproof.checklist.catalogue import NAMES  # noqa: PLC0415 - slow to import
     from ledgerproof.checklist.run import check  # noqa: PLC0415 - slow to import

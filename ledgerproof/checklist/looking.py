@@ -200,6 +200,9 @@ async def reconciliation(site: Site) -> str:
     """Run a full pass: it sees everything and finds nothing, or, on a stack of ours, what was made wrong for it."""
     found = "" if not site.breakable else await _planted_and_found(site)
     report = await Pass(site.config, Kind.FULL, ASKED_BY, show=site.show).run()
+    if site.breakable:
+        # A pass by the schedule may have read the wrong balance too; passes take turns, so it is over now.
+        await _resume(site)
     assert report is not None, "a pass that waits for its turn gets it"
     require(not report.problems, f"the pass could not see everything: {'; '.join(report.problems)}")
     require(not report.findings, f"{report.findings} findings: `ledgerproof reconcile findings` shows them")
@@ -210,8 +213,7 @@ async def reconciliation(site: Site) -> str:
 async def _planted_and_found(site: Site) -> str:
     """Make a balance of the read model wrong, let a pass report it, and repair it; always."""
     sql, user = load_drift_sql(), site.first_wallet
-    index = site.config.routing[0]
-    server = site.config.servers[index]
+    server = site.config.servers[site.config.routing[0]]
     reply = await site.deposit(user, "drift")
     require(reply.status == 202, _statuses("a deposit", [reply]))
     await drain(site.config, DRAIN_TIMEOUT_S, site.show)
@@ -223,19 +225,24 @@ async def _planted_and_found(site: Site) -> str:
             report = await Pass(site.config, Kind.FULL, ASKED_BY, show=site.show).run()
         finally:
             await owner.fetch(sql["repair"], user)
-            gate = await operations.gate_of(site.config, index)
-            if gate.paused and f"wallet {user}," in (gate.reason or ""):
-                await operations.resume(
-                    site.config, index, ASKED_BY, "the drift that the checklist planted is repaired"
-                )
+            paused = await _resume(site)
     finally:
         owner.terminate()
     assert report is not None, "a pass that waits for its turn gets it"
     codes = {finding.code for item in report.servers for finding in item.findings if finding.user_id == user}
     require(codes, f"the balance of wallet {user} was made wrong by {DRIFT_MINOR}, and a full pass did not report it")
-    require(gate.paused, f"payouts of {server.name} were not paused by the finding")
+    require(paused, f"payouts of {server.name} were not paused by the finding")
     said = ", ".join(sorted(codes))
     return f"a balance made wrong by {DRIFT_MINOR} was reported ({said}) and paused payouts; after its repair "
+
+
+async def _resume(site: Site) -> bool:
+    """Resume the payouts if the balance that we made wrong has paused them; return whether it had."""
+    index, user = site.config.routing[0], site.first_wallet
+    gate = await operations.gate_of(site.config, index)
+    if not gate.paused or f"wallet {user}," not in (gate.reason or ""):
+        return False
+    return await operations.resume(site.config, index, ASKED_BY, "the drift that the checklist planted is repaired")
 
 
 async def reconciliation_scheduled(site: Site) -> str:
