@@ -140,12 +140,10 @@ async def kafka(site: Site) -> str:
         if len(parts) < SEED_PARTITIONS.get(topic, 1):
             few.append(f"{topic} {len(parts)} of {SEED_PARTITIONS[topic]}")
     require(not few, f"fewer partitions than the architecture asks for: {', '.join(few)}")
-    replies = await site.deposits(site.wallets, "kafka")
-    require(all(reply.status == 202 for reply in replies), _statuses("deposits into one wallet a shard", replies))
-    await drain(config, DRAIN_TIMEOUT_S, site.show)
+    await _posted(site, "kafka")
     return (
         f"{len(topics())} topics with {total} partitions, each with a leader and {config.replication_factor} in sync; "
-        f"the events of {len(replies)} wallets, one a shard, went through"
+        f"the events of {SHARDS} wallets, one a shard, went through"
     )
 
 
@@ -198,6 +196,7 @@ async def dead_letters(site: Site) -> str:
 
 async def reconciliation(site: Site) -> str:
     """Run a full pass: it sees everything and finds nothing, or, on a stack of ours, what was made wrong for it."""
+    await _posted(site, "reconciliation")
     found = "" if not site.breakable else await _planted_and_found(site)
     report = await Pass(site.config, Kind.FULL, ASKED_BY, show=site.show).run()
     if site.breakable:
@@ -207,6 +206,7 @@ async def reconciliation(site: Site) -> str:
     require(not report.problems, f"the pass could not see everything: {'; '.join(report.problems)}")
     require(not report.findings, f"{report.findings} findings: `ledgerproof reconcile findings` shows them")
     entries = sum(server.entries for server in report.servers)
+    require(entries, "the pass read no entry at all, so that it says nothing")
     return f"{found}a full pass over {entries} entries on {len(report.servers)} servers found nothing"
 
 
@@ -281,12 +281,14 @@ async def _scheduled(site: Site, index: int) -> list[str]:
 
 async def duplicates(site: Site) -> str:
     """Check that the metric of duplicate entries is there and 0, and so is a count of the rows themselves."""
+    await _posted(site, "duplicates")
     told = await site.samples(site.stack.nodes_of("reconciler"), "duplicate_ledger_entries")
     require(told, "no process reports duplicate_ledger_entries")
     counted, entries = 0, 0
     for server in site.config.servers:
         row = await site.as_auditor(server, "duplicates")
         counted, entries = counted + int(row["duplicates"]), entries + int(row["entries"])
+    require(entries, "there is no entry to look at")
     require(not counted, f"{counted} duplicate entries in the tables")
     above = {labels["server"]: value for labels, value in told if value}
     require(not above, f"duplicate_ledger_entries is not 0: {above}")
@@ -431,6 +433,13 @@ async def backups(site: Site) -> str:
         )
     require(not off, f"{off} of {servers} servers do not archive their log")
     return f"{servers} servers archive their log, the oldest {max(ages):.0f} s ago"
+
+
+async def _posted(site: Site, key: str) -> None:
+    """Deposit into one wallet of each shard and wait until that is in every store. Raises Failed and NotDrained."""
+    replies = await site.deposits(site.wallets, key)
+    require(all(reply.status == 202 for reply in replies), _statuses("deposits into one wallet a shard", replies))
+    await drain(site.config, DRAIN_TIMEOUT_S, site.show)
 
 
 # -- shared ----------------------------------------------------------------------------------------------
