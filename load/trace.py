@@ -246,47 +246,67 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _arrivals(path: Path, speed: float, problems: Problems, ignored: list[str]) -> Iterator[Arrival]:
     """Yield the good rows of the file and note the bad ones."""
     suffix = path.suffix.lower()
+    places: dict[str, int] = {}
     if suffix == ".csv":
-        rows = _rows_of_csv(path, problems, ignored)
+        rows: Iterator[tuple[int, Sequence[Any]]] = _rows_of_csv(path, problems, ignored, places)
     elif suffix in (".parquet", ".pq"):
-        rows = _rows_of_parquet(path, ignored)
+        rows = _rows_of_parquet(path, ignored, places)
     else:
         raise TraceError(f"{path}: a trace is a .csv or a .parquet file, by its name")
+    plans: dict[str, _Plan] = {}
     first: float | None = None
     before, before_line = -math.inf, 0
     for line, row in rows:
         try:
-            time = _time(row["time"], before, before_line)
-            arrival = _arrival(row, 0.0 if first is None else (time - first) / speed, line)
+            time = _time(row[places["time"]], before, before_line)
+            operation = row[places["operation"]]
+            plan = plans.get(operation) if isinstance(operation, str) else None
+            if plan is None:
+                plan = plans[operation] = _Plan(operation, places)
+            fields = plan.read(row)
         except _BadField as error:
             problems.add(line, str(error))
             continue
         first = time if first is None else first
         before, before_line = time, line
-        yield arrival
+        yield Arrival((time - first) / speed, line, operation, **fields)
 
 
-def _arrival(row: Mapping[str, Any], at_s: float, line: int) -> Arrival:
-    operation = row["operation"]
-    needs = NEEDS.get(operation) if isinstance(operation, str) else None
-    if needs is None:
+class _Plan:
+    """How the rows of one operation are read, worked out once: which columns it reads, and which must be empty."""
+
+    def __init__(self, operation: Any, places: Mapping[str, int]) -> None:
+        """`places` says where in a row each column is. Raises _BadField for an operation there is not."""
         if operation in (None, ""):
             raise _BadField("operation is missing")
-        raise _BadField(f"unknown operation {_shown(operation)}; there are {', '.join(NEEDS)}")
-    values: dict[str, Any] = {}
-    for name, value in row.items():
-        if value is None or value == "":
-            if name in needs:
-                raise _BadField(f"{operation} needs {name}")
-        elif name in needs or name in MAY_HAVE:
-            if name in _READ:
-                values[_FIELD.get(name, name)] = _READ[name](value)
-        else:
-            raise _BadField(f"{operation} has no {name}, but the row gives {_shown(value)}")
-    absent = [name for name in needs if name not in row]
-    if absent:
-        raise _BadField(f"{operation} needs {', '.join(absent)}, which the file has no column for")
-    return Arrival(at_s, line, operation, **values)
+        needs = NEEDS.get(operation) if isinstance(operation, str) else None
+        if needs is None:
+            raise _BadField(f"unknown operation {_shown(operation)}; there are {', '.join(NEEDS)}")
+        self._operation = operation
+        self._absent = [name for name in needs if name not in places]
+        self._reads = [
+            (place, name, _FIELD.get(name, name), _READ[name], name in needs)
+            for name, place in places.items()
+            if name in _READ and (name in needs or name in MAY_HAVE)
+        ]
+        self._empty = [(place, name) for name, place in places.items() if name not in needs and name not in MAY_HAVE]
+
+    def read(self, row: Sequence[Any]) -> dict[str, Any]:
+        """Return the fields of an arrival. Raises _BadField."""
+        fields: dict[str, Any] = {}
+        for place, name, field_name, read, needed in self._reads:
+            value = row[place]
+            if value is not None and value != "":
+                fields[field_name] = read(value)
+            elif needed:
+                raise _BadField(f"{self._operation} needs {name}")
+        for place, name in self._empty:
+            value = row[place]
+            if value is not None and value != "":
+                raise _BadField(f"{self._operation} has no {name}, but the row gives {_shown(value)}")
+        if self._absent:
+            raise _BadField(f"{self._operation} needs {', '.join(self._absent)}, which the file has no column for")
+        return fields
 
 
 def _time(value: Any, before: float, before_line: int) -> float:
@@ -326,6 +346,8 @@ def _moment(text: str) -> float:
 
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
+_DIGITS_SURE: Final = 18
+"""A number of so many digits needs no second look at its form or its length."""
 
 
 def _whole(name: str, least: int, most: int) -> Callable[[Any], int]:
@@ -333,7 +355,8 @@ def _whole(name: str, least: int, most: int) -> Callable[[Any], int]:
 
     def read(value: Any) -> int:
         if isinstance(value, str):
-            if not _WHOLE.fullmatch(value):
+            plain = len(value) <= _DIGITS_SURE and value.isdigit() and value.isascii()
+            if not plain and not _WHOLE.fullmatch(value):
                 raise _BadField(f"{name} {_shown(value)} is not a whole number")
             # Python refuses to read thousands of digits; so do we, as what it is: too large.
             number = int(value) if len(value) <= NUMBER_MAX else most + 1
@@ -395,8 +418,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN_TEXT_MAX else f"{text[: SHOWN_TEXT_MAX - 1]}…"
 
 
-def _columns(names: Sequence[str], path: Path, ignored: list[str]) -> list[str | None]:
-    """Return the column that each name means, None for those that mean nothing here. Raises TraceError."""
+def _columns(names: Sequence[str], path: Path, ignored: list[str], places: dict[str, int]) -> None:
+    """Note where in a row each column is, and the names that mean nothing here. Raises TraceError."""
     meant: list[str | None] = []
     for name in names:
         plain = name.strip().lower()
@@ -412,7 +435,7 @@ def _columns(names: Sequence[str], path: Path, ignored: list[str]) -> list[str |
             f"of {', '.join(COLUMNS)}; it begins with {seen}"
         )
     ignored[:] = [name for name, known in zip(names, meant, strict=True) if known is None]
-    return meant
+    places.update({name: place for place, name in enumerate(meant) if name is not None})
 
 
 # -- CSV -------------------------------------------------------------------------------------------------
@@ -439,7 +462,9 @@ class _Lines:
             yield "\n"
 
 
-def _rows_of_csv(path: Path, problems: Problems, ignored: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows_of_csv(
+    path: Path, problems: Problems, ignored: list[str], places: dict[str, int]
+) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, row) of a CSV file; what cannot be split into the header's columns is noted as bad."""
     with path.open("rb") as raw:
         head = raw.read(4)
@@ -454,7 +479,7 @@ def _rows_of_csv(path: Path, problems: Problems, ignored: list[str]) -> Iterator
         lines = _Lines(file)
         reader = csv.reader(lines, strict=True)
         names = _header(path, reader)
-        columns = _columns(names, path, ignored)
+        _columns(names, path, ignored, places)
         blank: tuple[int, int] | None = None
         while True:
             begins = lines.number + 1
@@ -475,7 +500,7 @@ def _rows_of_csv(path: Path, problems: Problems, ignored: list[str]) -> Iterator
                     where = "blank" if blank[0] == blank[1] else f"blank, and so are those up to line {blank[1]}"
                     problems.add(blank[0], f"the line is {where}")
                     blank = None
-                row = _row(cells, columns, begins, problems)
+                row = _row(cells, len(names), begins, problems)
                 if row is not None:
                     yield begins, row
 
@@ -494,15 +519,16 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     return names
 
 
-def _row(cells: list[str], columns: Sequence[str | None], line: int, problems: Problems) -> dict[str, str] | None:
-    if len(cells) != len(columns):
-        problems.add(line, f"the row has {len(cells)} fields, the header {len(columns)}")
+def _row(cells: list[str], columns: int, line: int, problems: Problems) -> list[str] | None:
+    if len(cells) != columns:
+        problems.add(line, f"the row has {len(cells)} fields, the header {columns}")
         return None
-    foreign = next((cell for cell in cells if not cell.isascii() and _is_foreign(cell)), None)
-    if foreign is not None:
-        problems.add(line, f"{_shown(foreign)} is not UTF-8")
-        return None
-    return {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if name is not None}
+    if not "".join(cells).isascii():
+        foreign = next((cell for cell in cells if _is_foreign(cell)), None)
+        if foreign is not None:
+            problems.add(line, f"{_shown(foreign)} is not UTF-8")
+            return None
+    return [cell.strip() for cell in cells]
 
 
 def _is_foreign(text: str) -> bool:
@@ -519,22 +545,22 @@ def _quoting(said: str, begins: int, ends: int) -> str:
 # -- Parquet ---------------------------------------------------------------------------------------------
 
 
-def _rows_of_parquet(path: Path, ignored: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows_of_parquet(path: Path, ignored: list[str], places: dict[str, int]) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield (row, values) of a Parquet file, a chunk at a time."""
     if path.stat().st_size == 0:
         raise TraceError(f"{path} is empty: it is not a Parquet file")
     try:
         frame = pl.scan_parquet(path)
         names = frame.collect_schema().names()
-        meant = _columns(names, path, ignored)
-        wanted = [(name, column) for name, column in zip(names, meant, strict=True) if column is not None]
-        columns = [column for _, column in wanted]
+        _columns(names, path, ignored, places)
+        wanted = [names[place] for place in places.values()]
+        for place, name in enumerate(list(places)):
+            places[name] = place
         rows = frame.select(pl.len()).collect().item()
-        chosen = frame.select(name for name, _ in wanted)
+        chosen = frame.select(wanted)
         for first in range(0, rows, SLICE_ROWS):
             # One slice after another: Polars' own batches hold 100 MB of row groups that it reads ahead.
-            for line, values in enumerate(chosen.slice(first, SLICE_ROWS).collect().iter_rows(), first + 1):
-                yield line, dict(zip(columns, values, strict=True))
+            yield from enumerate(chosen.slice(first, SLICE_ROWS).collect().iter_rows(), first + 1)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise TraceError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
 

@@ -257,6 +257,8 @@ def test_parquet_rows_have_types_of_their_own(tmp_path: Path) -> None:
     assert "amount nan is not a whole number" in reason(path)
     frame.with_columns(amount=pl.Series([[1], None])).write_parquet(path)
     assert "amount" in reason(path)
+    pl.DataFrame({"time": [1], "operation": [["balance"]], "user": [1]}).write_parquet(path)
+    assert "unknown operation" in reason(path)
     pl.DataFrame({"time": [True], "operation": ["balance"], "user": [1]}).write_parquet(path)
     assert "is not a number of seconds" in reason(path)
 
