@@ -528,7 +528,7 @@ def _row(cells: list[str], columns: int, line: int, problems: Problems) -> list[
         if foreign is not None:
             problems.add(line, f"{_shown(foreign)} is not UTF-8")
             return None
-    return [cell.strip() for cell in cells]
+    return cells
 
 
 def _is_foreign(text: str) -> bool:

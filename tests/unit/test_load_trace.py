@@ -182,6 +182,13 @@ def test_quoted_fields_byte_order_mark_and_foreign_line_ends(tmp_path: Path) -> 
     assert [arrival.line for arrival in found] == [2, 3]
 
 
+def test_nothing_is_trimmed_silently(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "0,7,deposit,100,,,,,, a ,")
+    assert arrivals(read_trace(path))[0].key == " a "
+    assert reason(csv_file(tmp_path, "0,7, deposit,100,,,,,,,")).startswith("unknown operation ' deposit'")
+    assert reason(csv_file(tmp_path, "0,7,deposit, 100,,,,,,,")) == "amount ' 100' is not a whole number"
+
+
 def test_a_quoted_line_end_does_not_shift_the_lines_after_it(tmp_path: Path) -> None:
     path = csv_file(tmp_path, '0,7,deposit,100,,,,,,"a\nb",', DEPOSIT.format(time=-1))
     with pytest.raises(BadRows) as raised:
