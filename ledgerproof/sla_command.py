@@ -55,6 +55,13 @@ Exit codes:
     default=None,
     help="Take the rates of this result of `bench --json` instead of measuring them.",
 )
+@click.option(
+    "--checklist",
+    "checklist_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Take the recovery of an API process from this result of `checklist --json`.",
+)
 @click.option("--no-bench", is_flag=True, help="Do without rates: what needs them is said not to be measured.")
 @click.option(
     "--duration",
@@ -79,6 +86,7 @@ def sla_command(
     *,
     run: Path | None,
     bench_path: Path | None,
+    checklist_path: Path | None,
     no_bench: bool,
     duration_s: float,
     seed: int | None,
@@ -99,6 +107,7 @@ def sla_command(
             check_writable(path)
     progress = Progress()
     bench = None if bench_path is None else _stored_bench(bench_path)
+    api_ready_s = None if checklist_path is None else _api_ready_s(checklist_path)
     folder = _new_run(duration_s, seed, out, progress) if run is None else run_folder(run)
     verdict = _verdict(folder)
     if verdict["verdict"] == "ABORTED" and run is None:
@@ -107,7 +116,7 @@ def sla_command(
     if bench is None and not no_bench:
         bench = _new_bench(progress)
         residue += bench["residue"]
-    table = _table(folder, verdict, bench)
+    table = _table(folder, verdict, bench, api_ready_s)
     page = _page(table, html_path if html_path is not None else folder / PAGE_FILE)
     if json_path == "-":
         print_json(_as_json(table))
@@ -179,12 +188,33 @@ def _verdict(folder: Path) -> dict[str, Any]:
     return verdict
 
 
-def _table(folder: Path, verdict: dict[str, Any], bench: dict[str, Any] | None) -> "Table":
+def _api_ready_s(path: Path) -> float:
+    """Return how long an API process was away in a stored checklist. Raises EnvironmentProblem."""
+    from ledgerproof.checklist.run import Checked  # noqa: PLC0415 - slow to import
+
+    try:
+        checked = msgspec.json.decode(path.read_bytes(), type=Checked)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot read {path}: {error.strerror}; `ledgerproof checklist --json {path}` makes it"
+        ) from (error)
+    except msgspec.DecodeError as error:
+        raise EnvironmentProblem(
+            f"{path} is not a result of this version's checklist ({error}): make one with "
+            f"`ledgerproof checklist --json {path}`"
+        ) from error
+    found = [answer.figures["api_ready_s"] for answer in checked.answers if "api_ready_s" in answer.figures]
+    if not found:
+        raise EnvironmentProblem(f"{path} does not hold the item chaos with an API process that was killed")
+    return found[0]
+
+
+def _table(folder: Path, verdict: dict[str, Any], bench: dict[str, Any] | None, api_ready_s: float | None) -> "Table":
     from ledgerproof import sla_table  # noqa: PLC0415 - with the rest
 
     lag, drift_s = _recorded(folder)
     try:
-        table = sla_table.table(verdict, bench, lag_in_faults=lag, drift_s=drift_s)
+        table = sla_table.table(verdict, bench, lag_in_faults=lag, drift_s=drift_s, api_ready_s=api_ready_s)
     except (KeyError, TypeError, ValueError) as error:
         raise NotARun(
             f"the verdict of {folder} is not of this version ({type(error).__name__}: {error}): "

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ledgerproof.checklist.item import CannotRun, Failed, require
+from ledgerproof.checklist.item import CannotRun, Failed, Seen, require
 from ledgerproof.checklist.looking import DRAIN_TIMEOUT_S, statuses
 from ledgerproof.checklist.site import Site, answered
 from ledgerproof.collect import drain
@@ -64,7 +64,7 @@ async def failover(site: Site) -> str:
     )
 
 
-async def chaos(site: Site) -> str:
+async def chaos(site: Site) -> Seen:
     """Kill a fifth of the processes at once: the rest goes on answering, and nothing is lost or done twice."""
     _allowed(site)
     stack, nodes = site.stack, site.service_nodes()
@@ -96,10 +96,12 @@ async def chaos(site: Site) -> str:
         bound_s = API_BOUND_S if node in site.apis else WORKER_BOUND_S
         require(took_s < bound_s, f"{node} was ready after {took_s:.1f} s; {bound_s:g} s are allowed")
     times = ", ".join(f"{node} ready after {took_s:.1f} s" for node, took_s in recovered.items())
-    return (
+    evidence = (
         f"{count} of {len(nodes)} processes killed ({times}); {len(replies)} deposits meanwhile all accepted and, sent "
         f"again, all replayed; backlog drained after {whole_s:.1f} s"
     )
+    figures = {f"{node.rstrip('0123456789')}_ready_s": round(took_s, 3) for node, took_s in recovered.items()}
+    return Seen(evidence, {**figures, "drained_s": round(whole_s, 3)})
 
 
 def _victims(site: Site, count: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,13 @@ class CannotRun(Exception):
     """The item cannot be checked here; the message says why, and the nearest that was looked at."""
 
 
+class Seen(NamedTuple):
+    """The evidence of an ok, with what was measured for it."""
+
+    evidence: str
+    figures: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Item:
     """One item. `check` returns the evidence of an ok, or raises Failed or CannotRun."""
@@ -30,7 +37,7 @@ class Item:
     section: str
     title: str
     """The words of the architecture's checklist, or ours for what it asks elsewhere."""
-    check: "Callable[[Site], Awaitable[str]]"
+    check: "Callable[[Site], Awaitable[str | Seen]]"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -43,6 +50,8 @@ class Answer(msgspec.Struct, frozen=True):
     """ok, failed, or cannot be run here."""
     evidence: str
     took_s: float
+    figures: dict[str, float] = {}
+    """What was measured, by name; the unit is in the name."""
 
 
 def require(condition: object, otherwise: str) -> None:

@@ -14,7 +14,7 @@ from compose.errors import StackError
 from compose.stack import DEFAULT_ROOT, Stack
 from compose.state import StackSpec
 from ledgerproof.checklist.catalogue import ITEMS
-from ledgerproof.checklist.item import CANNOT, FAILED, OK, Answer, CannotRun, Failed, Item
+from ledgerproof.checklist.item import CANNOT, FAILED, OK, Answer, CannotRun, Failed, Item, Seen
 from ledgerproof.checklist.looking import SEED_PARTITIONS
 from ledgerproof.checklist.site import Site
 from ledgerproof.collect import NotCollected, NotDrained
@@ -135,13 +135,14 @@ async def _all(site: Site, items: Sequence[Item], progress: Progress) -> list[An
 
 async def ask(item: Item, site: Site, clock: Callable[[], float]) -> Answer:
     """Run one check and return its answer."""
-    began = clock()
+    began, figures = clock(), dict[str, float]()
     try:
-        result, evidence = OK, await item.check(site)
+        said = await item.check(site)
+        result, (evidence, figures) = OK, said if isinstance(said, Seen) else (said, {})
     except Failed as error:
         result, evidence = FAILED, str(error)
     except CannotRun as error:
         result, evidence = CANNOT, str(error)
     except TROUBLE as error:
         result, evidence = FAILED, f"the check ran into {type(error).__name__}: {error}"
-    return Answer(item.id, item.section, item.title, result, evidence, round(clock() - began, 2))
+    return Answer(item.id, item.section, item.title, result, evidence, round(clock() - began, 2), figures)

@@ -16,7 +16,7 @@ from ledgerproof.checklist import run as checklist_run
 from ledgerproof.checklist.breaking import on_call
 from ledgerproof.checklist.catalogue import BEFORE, IN, ITEMS, NAMES
 from ledgerproof.checklist.command import exit_code
-from ledgerproof.checklist.item import CANNOT, FAILED, OK, Answer, CannotRun, Failed, Item
+from ledgerproof.checklist.item import CANNOT, FAILED, OK, Answer, CannotRun, Failed, Item, Seen
 from ledgerproof.checklist.looking import statuses
 from ledgerproof.checklist.run import Checked, ask
 from ledgerproof.checklist.site import Site, answered, quantile_bound, samples_of
@@ -68,6 +68,14 @@ def test_an_item_is_ok_only_if_its_check_came_to_its_end(raised: Exception | Non
     ticks = count()
     answer = asyncio.run(ask(Item("x", BEFORE, "An item", check), NOWHERE, lambda: float(next(ticks))))
     assert (answer.result, answer.evidence, answer.took_s) == (result, evidence, 1.0)
+
+
+def test_figures_of_a_check_are_kept() -> None:
+    async def check(_site: Site) -> Seen:
+        return Seen("killed", {"api_ready_s": 2.5})
+
+    answer = asyncio.run(ask(Item("x", BEFORE, "An item", check), NOWHERE, lambda: 0.0))
+    assert (answer.result, answer.evidence, answer.figures) == (OK, "killed", {"api_ready_s": 2.5})
 
 
 def test_a_bug_of_a_check_is_not_an_answer() -> None:

@@ -14,6 +14,8 @@ from test_bench_command import result as bench_result
 from invariants.timeline import SERIES_SCHEMA, TIMELINE_SCHEMA
 from ledgerproof import cli
 from ledgerproof.bench.row import Row
+from ledgerproof.checklist.item import Answer
+from ledgerproof.checklist.run import Checked
 from ledgerproof.sla_table import EXTRAPOLATED, MEASURED, NOT_MEASURED, Line, table
 from reports.sla_page import build_sla, render_sla
 
@@ -176,6 +178,13 @@ def test_what_was_not_proven_outweighs_what_was_missed() -> None:
     assert "A22, A27" in unjudged.unproven[0]
 
 
+def test_the_crash_of_an_api_process_comes_from_a_checklist() -> None:
+    assert line(table(VERDICT).lines, "Recovery: API crash").kind == NOT_MEASURED
+    quick, slow = (line(table(VERDICT, api_ready_s=s).lines, "Recovery: API crash") for s in (2.3, 61.0))
+    assert (quick.kind, quick.met, quick.says) == (MEASURED, True, "2.3 s")
+    assert slow.met is False
+
+
 def test_all_met_ends_with_0() -> None:
     good = changed(
         sla=[
@@ -235,6 +244,20 @@ def test_a_stored_benchmark_is_used(run: Path, tmp_path: Path) -> None:
     path.write_bytes(msgspec.json.encode(bench_result(rows=rows)))
     _, said = call("--run", str(run), "--bench", str(path))
     assert "29 of the slowest worker" in said
+
+
+def test_a_stored_checklist_is_used(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checklist.json"
+    chaos = Answer("chaos", "s", "t", "ok", "seen", 1.0, {"api_ready_s": 3.25})
+    checked = Checked(stack="s", own=True, shape="", made_at="", commit="", machine="", answers=[chaos])
+    path.write_bytes(msgspec.json.encode({**msgspec.to_builtins(checked), "exit_code": 0}))
+    _, said = call("--run", str(run), "--no-bench", "--checklist", str(path), "--json")
+    (found,) = [one for one in json.loads(said)["lines"] if one["level"] == "Recovery: API crash"]
+    assert (found["result"], found["measured"]) == ("met", 3.25)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(checked, answers=[])))
+    assert "does not hold the item chaos" in call("--run", str(run), "--checklist", str(path))[1]
+    path.write_text("[]")
+    assert "not a result of this version's checklist" in call("--run", str(run), "--checklist", str(path))[1]
 
 
 def test_bad_input_is_told_with_what_to_do(run: Path, tmp_path: Path) -> None:
