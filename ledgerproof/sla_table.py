@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ledgerproof.sla import LAG_TARGET, LATENCY_TARGET_MS
+from ledgerproof.sla import AVAILABILITY_TARGET, LAG_TARGET, LATENCY_TARGET_MS
 
 MEASURED: Final = "measured"
 EXTRAPOLATED: Final = "extrapolated"
@@ -204,6 +204,8 @@ def _availability(rows: Mapping[str, Any], verdict: Mapping[str, Any], scale: st
     target, alert = "≥ 99.99 %", "< 99.98 %"
     calm = _plain(rows, "Availability", "Availability", target, alert, "of this run, outside the faults")
     calm.method += f"; {scale}"
+    if calm.met and calm.interval is not None and calm.interval[0] < AVAILABILITY_TARGET:
+        calm.method += "; met by what was seen: too few requests to exclude less than the target"
     stormy = rows.get("Availability during faults")
     month = Line(
         level="Availability",
@@ -267,7 +269,10 @@ def _latency(rows: Mapping[str, Any], bench: Mapping[str, Any] | None, scale: st
             "machines do not slow each other: wallets share nothing, a match and Kafka they share"
         )
     elif bench is not None:
-        whole.method = "the benchmark has no valid row http_single_bets_accepted"
+        invalid = [row["reason"] for row in bench["rows"] if row["name"] == "http_single_bets_accepted"]
+        whole.method = "the benchmark has no valid row http_single_bets_accepted" + "".join(
+            f": {why}" for why in invalid
+        )
     return [here, whole]
 
 

@@ -139,6 +139,22 @@ def test_the_month_is_calculated_from_what_the_faults_cost() -> None:
     assert "lost 120 requests at 100/s, that is 1.20 s" in month.method
 
 
+def test_a_small_sample_says_that_it_is_one() -> None:
+    few = changed(
+        sla=[dict(row, interval=[99.97, 100.0] if row["metric"] == "Availability" else None) for row in VERDICT["sla"]]
+    )
+    calm = line(table(few).lines, "Availability", "outside")
+    assert calm.met is True
+    assert "too few requests to exclude less" in calm.method
+    assert "too few" not in line(table(VERDICT).lines, "Availability", "outside").method
+
+
+def test_a_row_that_was_not_valid_says_why() -> None:
+    bad = {"name": "http_single_bets_accepted", "valid": False, "reason": "the generator was late", "rate": None}
+    api = line(table(VERDICT, {**BENCH, "rows": [bad]}).lines, "API latency p99", "100,000")
+    assert (api.kind, api.method.split(": ")[1]) == (NOT_MEASURED, "the generator was late")
+
+
 def test_without_faults_there_is_no_month_to_calculate() -> None:
     calm = without_level("Availability during faults") | {"faults": []}
     month = line(table(calm).lines, "Availability", "month")
