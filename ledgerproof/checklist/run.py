@@ -117,11 +117,14 @@ def _ended(stack: Stack, progress: Progress, *, own: bool, broke: bool) -> list[
 
 async def _all(site: Site, items: Sequence[Item], progress: Progress) -> list[Answer]:
     try:
-        with progress.step("Waiting for the consumers to join their groups"):
+        if not site.apis:
+            raise EnvironmentProblem(f"the stack {site.stack.name} has no API process: there is nothing to ask")
+        with progress.step("Waiting for the consumers to join their groups") as step:
             try:
                 await site.joined()
             except Failed as error:
                 raise EnvironmentProblem(f"{error}: `ledgerproof status` shows what is dead") from error
+            step.detail = ""
         answers = []
         for item in items:
             with progress.step(item.title) as step:

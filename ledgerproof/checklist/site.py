@@ -78,9 +78,10 @@ class Site:
         Asking for the offsets of a group whose coordinator is not there yet ends this process: librdkafka 2.x follows
         a null pointer when an admin client's OffsetFetch is answered NOT_COORDINATOR. Raises Failed after a bound.
         """
+        consumers = [node for group in GROUPS for node in self.stack.nodes_of(group)]
         deadline = time.monotonic() + JOIN_TIMEOUT_S
         while True:
-            told = await self.samples(self.service_nodes(), "kafka_assignments_total")
+            told = await self.samples(consumers, "kafka_assignments_total")
             absent = [group for group in GROUPS if not any(n and row["group"] == group for row, n in told)]
             if not absent:
                 return
