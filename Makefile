@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim bench timings report clean lock
+.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim bench timings benchmarks benchmarks-compare sla checklist report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 help: ## Print this menu
 	@printf 'usage: make TARGET [ARGS="…"]\n\n'
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 prove: setup ## Start a real stack, load it, break it, check every entry, report
 	@$(BIN)/ledgerproof prove $(ARGS)
@@ -59,6 +59,18 @@ bench: setup ## Measure floors and rates of this machine (ARGS=--quick: 10 minut
 timings: setup ## Time the hot functions; see also tests/benchmarks/http_frameworks.py
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-time-unit=us \
 	    --benchmark-columns=min,median,iqr,rounds $(ARGS)
+
+benchmarks: setup ## Time the hot functions and store their medians in tests/benchmarks/stored/
+	@$(BIN)/python tools/benchmarks.py store $(ARGS)
+
+benchmarks-compare: setup ## Time the hot functions and compare with the stored medians, as ratios (ARGS="--bound 2")
+	@$(BIN)/python tools/benchmarks.py compare $(ARGS)
+
+sla: setup ## Show the service levels with what is measured here for each (ARGS="--run RUN --bench FILE")
+	@$(BIN)/ledgerproof sla $(ARGS)
+
+checklist: setup ## Go through the deployment checklist and look at each item
+	@$(BIN)/ledgerproof checklist $(ARGS)
 
 report: setup ## Write the newest run's report again and say where it is
 	@$(BIN)/ledgerproof report $(ARGS)

@@ -27,6 +27,7 @@ from ledgerproof.attach import json_flag, running_stack, stack_option
 from ledgerproof.bench.command import bench_command
 from ledgerproof.campaign_command import campaign_command
 from ledgerproof.cells_command import cells_command
+from ledgerproof.checklist.command import checklist_command
 from ledgerproof.events_commands import dlq_group, events_group, projection_group
 from ledgerproof.explain_command import explain_command, sometimes_command
 from ledgerproof.failpoints_command import failpoints_group
@@ -48,6 +49,7 @@ from ledgerproof.plan_command import replay_plan_command
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
 from ledgerproof.sim_command import sim_command
+from ledgerproof.sla_command import sla_command
 from ledgerproof.synth_command import bench_judge_command, synth_command
 from ledgerproof.trace_command import trace_command
 from reference.auth import Scope
@@ -446,6 +448,8 @@ cli.add_command(synth_command)
 cli.add_command(bench_judge_command)
 cli.add_command(failpoints_group)
 cli.add_command(cells_command)
+cli.add_command(sla_command)
+cli.add_command(checklist_command)
 replay_plan_command.epilog = EXIT_CODES
 cli.add_command(replay_plan_command)
 

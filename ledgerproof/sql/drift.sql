@@ -5,17 +5,17 @@
 SELECT p.seq, p.balance, l.balance_snapshot AS right_balance
   FROM wallet_balance_projection p
   JOIN wallet_ledger l USING (shard, user_id, seq)
- WHERE p.shard = ($1 % 100)::smallint AND p.user_id = $1
+ WHERE p.shard = ($1::bigint % 100)::smallint AND p.user_id = $1
 
 -- name: plant
 UPDATE wallet_balance_projection SET balance = balance + $2
- WHERE shard = ($1 % 100)::smallint AND user_id = $1
+ WHERE shard = ($1::bigint % 100)::smallint AND user_id = $1
 RETURNING balance
 
 -- name: repair
 UPDATE wallet_balance_projection p SET balance = l.balance_snapshot
   FROM wallet_ledger l
- WHERE p.shard = ($1 % 100)::smallint AND p.user_id = $1
+ WHERE p.shard = ($1::bigint % 100)::smallint AND p.user_id = $1
    AND l.shard = p.shard AND l.user_id = p.user_id AND l.seq = p.seq
 
 -- name: passed

@@ -1,0 +1,1 @@
+"""The architecture's deployment checklist as checks that look at a running stack."""
