@@ -34,7 +34,8 @@ class Locusts:
         self._folder, self._name, self._workers = folder, name, workers
         self._arguments = list(arguments)
         self._environment = {**os.environ, "LEDGERPROOF_TOKEN": token}
-        self._result = folder / f"{name}.json"
+        # Locust runs in the folder of the project, wherever this process is.
+        self._result = (folder / f"{name}.json").resolve()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
 

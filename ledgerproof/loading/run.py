@@ -87,6 +87,8 @@ class Job:
     intake: Intake
     matches: list[str] = field(default_factory=list)
     """Of all loads played so far; they are settled at the end."""
+    _playing: Locusts | None = None
+    _stopped: bool = False
 
     def play(self, name: str, seed: int, stages: list[Stage], more: list[str], show: Callable[[str], None]) -> Result:
         """Play one load and return what it found. Raises NotPlayed."""
@@ -116,12 +118,21 @@ class Job:
                 f"{self.intake.acknowledged_bets:,} bets acknowledged, {self.intake.unknown_count} unknown"
             )
 
+        self._playing = locusts
         try:
+            if self._stopped:
+                raise NotPlayed("the run was stopped")
             locusts.start()
             return locusts.wait(PREPARE_TIMEOUT_S + duration_s + END_WITHIN_S, tick)
         finally:
             locusts.kill()
             self.intake.stop(options.workers)
+
+    def stop(self) -> None:
+        """End the load that is played, if one is, and let none begin; whoever waits for it gets NotPlayed."""
+        self._stopped = True
+        if self._playing is not None:
+            self._playing.kill()
 
 
 def run_load(
@@ -221,6 +232,9 @@ async def play_and_collect(job: Job, play: Callable[[], Any]) -> None:
                 await play()
             except NotPlayed as error:
                 recording.invalid(str(error))
+            finally:
+                # After Ctrl-C the thread that waits for the load would wait for its end.
+                job.stop()
         for problem in job.intake.problems:
             recording.invalid(problem)
         recording.timeline.phase("drain")
