@@ -200,7 +200,7 @@ def table(found: Sequence[Comparison]) -> str:
 @click.option("--pattern", "patterns", multiple=True, type=click.Choice(list(PATTERNS)), help="All if left out.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--duration", "duration_s", default=30.0, show_default=True, help="Seconds of each pattern.")
-@click.option("--rate", default=200.0, show_default=True, help="Arrivals per second.")
+@click.option("--rate", default=140.0, show_default=True, help="Arrivals per second.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1))
 @click.option("--stock/--no-stock", default=True, show_default=True, help="Play stock pacing too.")
 def main(patterns: tuple[str, ...], *, stock: bool, **settings: Any) -> None:
