@@ -123,7 +123,8 @@ def compare(pattern: str, *, seed: int, duration_s: float, rate: float, workers:
         stock_sent = 0
         if stock:
             stock_ms, stock_sent = _stock(pattern, duration_s, rate, folder)
-    times = schedule.t + result.start_monotonic_s - said.began_s
+    # The pattern begins with the first request, which comes a little after its intended time.
+    times = np.maximum(schedule.t + result.start_monotonic_s - said.began_s, 0.0)
     chosen = PATTERNS[pattern]
     true = true_latencies_s(times, chosen.windows(duration_s), chosen.service, duration_s)
     cell = result.total()
