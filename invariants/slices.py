@@ -25,10 +25,10 @@ from invariants.run import FIRST_SNAPSHOT, SECOND_SNAPSHOT, SYSTEM_PREFIX, Run, 
 from invariants.snapshot import Snapshot
 from invariants.spool import BUCKET, Spool
 
-SLICE_ROWS: Final = 500_000
-SLICE_ENTRIES: Final = 160_000
+SLICE_ROWS: Final = 300_000
+SLICE_ENTRIES: Final = 100_000
 """History records and entries of one slice, about: then its tables take some hundred megabytes."""
-BATCH_ROWS: Final = 600_000
+BATCH_ROWS: Final = 300_000
 """Rows that are cut at a time."""
 CUTTERS: Final = 2
 """Files cut at a time."""

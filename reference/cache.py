@@ -37,6 +37,7 @@ ASKERS_MAX = 2
 """Questions of one process under way at once: while one is answered, the next gathers what comes."""
 ASKED_MAX = 256
 """Wallets in one question."""
+FENCE_POLL_S = 0.25
 OPEN_CIRCUIT_S = 1.0
 """After a failure Redis is left alone for this long."""
 HOLD_MAX_S = 10.0
@@ -60,14 +61,6 @@ for i = 2, #KEYS do
 end
 return now .. ' ' .. lost
 """.replace("TTL", str(TTL_MS))
-
-# ARGV: the epoch to replace (empty: none), its successor. Another one that is there already stays.
-_BEGIN = """
-local now = string.match(redis.call('GET', KEYS[1]) or '', '^%S+') or ''
-if now ~= '' and now ~= ARGV[1] then return now end
-redis.call('SET', KEYS[1], ARGV[2] .. ' 0')
-return ARGV[2]
-"""
 
 # ARGV: the epoch known, the moment in Unix milliseconds.
 _VOUCH = """
@@ -142,7 +135,6 @@ class Cache:
     def __init__(self, config: ServiceConfig) -> None:
         self._redis = impatient_redis(config, max_connections=64)
         self._put_script = self._redis.register_script(_PUT)
-        self._begin_script = self._redis.register_script(_BEGIN)
         self._vouch_script = self._redis.register_script(_VOUCH)
         self._closed_until = 0.0
         self._wanted: deque[tuple[str, int, asyncio.Future[Cached]]] = deque()
@@ -209,15 +201,31 @@ class Cache:
         metrics.CACHE_FILLS_LOST.inc(int(lost))
         return now
 
-    async def begin(self, server: str, instead_of: str | None) -> str | None:
-        """Begin a new epoch if the present one is `instead_of` or there is none.
+    async def begin(self, server: str) -> str | None:
+        """Begin a new epoch, whatever there was, and return it; None if Redis failed.
 
-        Returns the epoch after that, which may be one that somebody else began; None if Redis failed.
+        An epoch that somebody else has begun is no substitute: it may be older than the write that got lost, and a
+        reader may have filled it from before that.
         """
-        epoch = await self._run(self._begin_script, [EPOCH_PREFIX + server], [instead_of or "", secrets.token_hex(8)])
-        if epoch is not None:
-            metrics.CACHE_EPOCHS.labels(server).inc()
+        if not self.available:
+            return None
+        epoch = secrets.token_hex(8)
+        try:
+            await self._redis.set(EPOCH_PREFIX + server, f"{epoch} 0")
+        except (RedisError, OSError, TimeoutError):
+            self._failed()
+            return None
+        metrics.CACHE_EPOCHS.labels(server).inc()
         return epoch
+
+    async def fence(self, server: str, within_s: float) -> bool:
+        """Begin a new epoch, waiting for a Redis in trouble; return whether that was done in time."""
+        deadline = time.monotonic() + within_s
+        while await self.begin(server) is None:
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(FENCE_POLL_S)
+        return True
 
     async def vouch(self, server: str, epoch: str, complete_at_ms: int) -> str | None:
         """Say that no value of the epoch is older than a moment; return as `put` does."""

@@ -170,8 +170,7 @@ class Projector:
         """Return the epoch to write in, a new one if the cache cannot be vouched for; None while Redis is down."""
         side = self._sides[server]
         if side.broken:
-            # The epoch that is to be replaced stays known until it is: Redis may still be in it when it comes back.
-            begun = await self._cache.begin(self._servers[server], side.epoch)
+            begun = await self._cache.begin(self._servers[server])
             if begun is not None:
                 side.epoch, side.broken = begun, False
         return None if side.broken else side.epoch

@@ -23,6 +23,8 @@ PAGE_WALLETS = 1_000
 PAGE_TRIES = 5
 """A page may be chosen as the victim of a deadlock with the projector."""
 REPLAY_BATCH = 1_000
+REDIS_WAIT_S = 15.0
+"""A Redis that is restarting or hangs is waited for: it may hold copies of what was wrong."""
 SEND_TRIES = 3
 OUT_OF_ORDER = timedelta(seconds=60)
 """No two events whose order of id and of time differ are further apart: a posting takes far less."""
@@ -71,7 +73,7 @@ async def _rebuild_server(
     shards = [row["shard"] for row in held if row["here"]]
     await store.fetch(server, "begin_rebuild", shards, from_zero, restart)
     unfinished = await store.fetch(server, "rebuilds", shards)
-    done.resumed = len(unfinished) < len(shards) or any(row["after_user"] for row in unfinished)
+    done.resumed = resumed = len(unfinished) < len(shards) or any(row["after_user"] for row in unfinished)
     for row in unfinished:
         last = False
         while not last:
@@ -83,10 +85,16 @@ async def _rebuild_server(
             last = page["last"]
             done.wallets += page["rebuilt"]
             done.wrong += page["wrong_rows"]
-            if page["wrong_rows"]:
+            # A rebuild that was ended may have been ended between its page and this.
+            doubtful, resumed = bool(page["wrong_rows"]) or resumed, False
+            if doubtful:
                 # What Redis holds may be a copy of it, and a seq alone does not give it away.
                 name = store.config.servers[server].name
-                await cache.begin(name, (await cache.get(name, 0)).epoch)
+                if not await cache.fence(name, REDIS_WAIT_S):
+                    raise RebuildUnfinished(
+                        f"Redis does not answer for {REDIS_WAIT_S:g} s, and it may hold what was wrong of {name}: "
+                        "start it and repeat the command"
+                    )
             show(f"{done.server}: {done.wallets} wallets, shard {row['shard']}")
     done.seconds = time.monotonic() - began
     return done
@@ -110,6 +118,10 @@ class Replayed:
     last_ids: dict[str, int] = field(default_factory=dict)
     """The newest outbox id that was sent, by server."""
     seconds: float = 0.0
+
+
+class RebuildUnfinished(LedgerError):
+    """The projection is right so far, and Redis could not be told; repeating the command goes on."""
 
 
 class NotAcknowledged(LedgerError):

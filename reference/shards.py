@@ -490,11 +490,8 @@ class _Move:
 
     async def _fence_cache(self, server: _Server, within_s: float) -> bool:
         """Begin a new epoch of a server's cache, so that nothing of before counts; return whether Redis did so."""
-        deadline = time.monotonic() + within_s
-        while await self._cache.begin(server.name, (await self._cache.get(server.name, 0)).epoch) is None:
-            if time.monotonic() >= deadline:
-                return False
-            await asyncio.sleep(RETRY_S)
+        if not await self._cache.fence(server.name, within_s):
+            return False
         self._fenced.add(server.name)
         return True
 

@@ -155,19 +155,30 @@ class Auditor:
         return True
 
     async def _baseline(self, server: Server) -> None:
-        """Take over all wallets as they are; those that are wrong already are replayed for their witnesses."""
-        await server.begin()
-        here = [part.shard for part in server.partitions.values() if part.here]
-        for shard in here:
-            await self._each_wallet(server, shard, self._adopted)
-            self.holder[shard] = server.name
-        for row in await server.long("accounts", here):
-            self.ledger.adopt_account(row["contra"], row["match_id"], int(row["amount"]))
+        """Take over all wallets as they are; those that are wrong already are replayed for their witnesses.
 
-    async def _adopted(self, server: Server, page: list[Sums]) -> None:
-        for sums in page:
-            if not self.ledger.adopt(sums):
-                await self._replay(server, sums.user)
+        A server that breaks off meanwhile is taken over from the beginning the next time: wallets without what they
+        moved, or what they moved twice, would look like money from nowhere.
+        """
+        partitions, first = await server.beginning()
+        here = [part.shard for part in partitions if part.here]
+        wallets: list[Sums] = []
+
+        async def keep(_server: Server, page: list[Sums]) -> None:
+            wallets.extend(page)
+
+        for shard in here:
+            await self._each_wallet(server, shard, keep)
+        accounts = await server.long("accounts", here)
+        # Nothing is waited for between here and the end of the taking over.
+        server.begin(partitions, first)
+        wrong = [sums.user for sums in wallets if not self.ledger.adopt(sums)]
+        for row in accounts:
+            self.ledger.adopt_account(row["contra"], row["match_id"], int(row["amount"]))
+        for shard in here:
+            self.holder[shard] = server.name
+        for user in wrong:
+            await self._replay(server, user)
 
     async def _each_wallet(self, server: Server, shard: int, take: Take) -> list[int]:
         """Give every wallet of a shard to `take(server, sums)`, in pages; return their numbers."""

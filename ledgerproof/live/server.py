@@ -174,12 +174,15 @@ class Server:
 
     # -- the beginning
 
-    async def begin(self) -> None:
-        """Note where to go on from; call it in the snapshot of the baseline."""
-        self.partitions = {part.shard: part for part in await self._partitions()}
-        row = await self.fetchrow("first_event")
-        self.first_event = self.event_id = int(row["first"])
-        self.newest_before = int(row["newest"])
+    async def beginning(self) -> tuple[list[Partition], asyncpg.Record]:
+        """Return where to go on from, for `begin`; call it in the snapshot of the baseline."""
+        return await self._partitions(), await self.fetchrow("first_event")
+
+    def begin(self, partitions: Sequence[Partition], first: asyncpg.Record) -> None:
+        """Go on from there; call it in the same snapshot, once all of the baseline was read."""
+        self.partitions = {part.shard: part for part in partitions}
+        self.first_event = self.event_id = int(first["first"])
+        self.newest_before = int(first["newest"])
         self.horizon = self._xmin
         self.outbox, self.projection = Stretch(began=self._xmin), Stretch(began=str(FIRST_XID))
         self.started = True

@@ -179,6 +179,8 @@ def draw_matches(rng: np.random.Generator, edges: Floats, count: int) -> tuple[M
     low = low_bits(rng, total)
     unfinished = (number == ROUNDS - 1) & (rng.random(total) < OPEN_SHARE)
     void = rng.random(total) < VOID_SHARE
+    # The first match of each block is corrected: one that begins as a void would have been closed by nobody.
+    void[0] = False
     closes = ~unfinished & ~(void & (rng.random(total) < 0.5))
     closed_s = np.where(closes, within(rng, edges, number, CLOSES), np.inf)
     ruled_s = np.where(unfinished, np.inf, within(rng, edges, number, RULINGS))
@@ -194,7 +196,6 @@ def draw_matches(rng: np.random.Generator, edges: Floats, count: int) -> tuple[M
     result = rng.integers(0, len(OUTCOMES), total)
     corrected = ~unfinished & (number < ROUNDS - 1) & (rng.random(total) < RESETTLE_SHARE)
     corrected[0] = True
-    void[0] = False
     again = corrected & (rng.random(total) < 1 / 3)
     rows = [(np.flatnonzero(~unfinished), void, result, ruled_s)]
     stands_void, stands = void, result

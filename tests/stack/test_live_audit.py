@@ -29,7 +29,7 @@ from compose.stack import Stack
 from invariants.verdict import Verdict
 from ledgerproof.collect import drain
 from ledgerproof.live.auditor import Auditor
-from ledgerproof.live.server import ROUND_POLLS
+from ledgerproof.live.server import ROUND_POLLS, Server
 from reference.cache import KEY_PREFIX
 from reference.commands import Contra, EntryType
 from reference.config import ServiceConfig
@@ -410,6 +410,31 @@ async def test_a_moved_shard_and_a_killed_server_are_survived_and_said(world: Wo
         assert audit.findings.counts == {}, audit.findings.witnesses
         assert audit.findings.verdict is Verdict.PASS
         assert "pg1 is read again" in audit.findings.notes
+
+
+async def test_a_server_that_breaks_off_while_it_is_taken_over_is_taken_over_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit, long = Auditor(world.config), Server.long
+    broken: list[str] = []
+
+    async def breaks_once(server: Server, name: str, *args: object) -> list[asyncpg.Record]:
+        if name == "accounts" and not broken:
+            broken.append(server.name)
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return await long(server, name, *args)
+
+    monkeypatch.setattr(Server, "long", breaks_once)
+    try:
+        await look(audit)
+        assert list(audit.findings.unseen) == broken == ["pg0"]
+        for _ in range(FOUND_WITHIN_LOOKS):
+            await look(audit)
+        assert audit.findings.unseen == {}
+        assert audit.ledger.off == 0
+        assert audit.findings.counts == {}, audit.findings.witnesses
+    finally:
+        audit.close()
 
 
 async def until_looked(audit: Auditor, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
