@@ -86,7 +86,7 @@ def test_two_workers_tell_one_result_one_history_and_locusts_tables(tmp_path: Pa
     assert done.returncode == 0, done.stderr[-3000:]
     result = Result.from_json((tmp_path / "result.json").read_bytes())
     assert result.valid, result.invalid
-    assert result.sent == result.scheduled > 1000
+    assert result.sent == result.scheduled > 500
     assert [worker.scheduled for worker in result.workers] == [-(-result.sent // 2), result.sent // 2]
     report = load(tmp_path)
     assert report.problems() == []
