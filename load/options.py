@@ -15,7 +15,8 @@ from load.plan import WorkerPlan
 from load.profiles import PROFILES, Profile, ProfileError, read_profile
 from load.result import LAG_P99_MS
 from load.schedule import Schedule, Stage, match_ids, phase_spans
-from load.traces import read_trace, spans_of
+from load.trace import TraceError
+from load.traces import TraceSchedule, read_trace
 
 _ADDRESS: Final = re.compile(r"(?:http://)?([\w.-]+):(\d{1,5})/?")
 
@@ -28,7 +29,7 @@ class OptionError(ValueError):
 class Drawn:
     """All that is known of a run before it begins."""
 
-    schedule: Schedule
+    schedule: Schedule | TraceSchedule
     spans: list[tuple[str, float, float]]
     """(phase, start_s, end_s)."""
     match_ids: list[str]
@@ -52,12 +53,15 @@ def drawn(
 ) -> Drawn:
     """Draw a run of a profile, or read that of a trace; the same arguments give the same one in every process.
 
-    Without gRPC its bets go over HTTP, under the name of bets. Raises ValueError (also ProfileError, TraceError) if it
+    Without gRPC its bets go over HTTP, under the name of bets. Raises ValueError (also ProfileError) if it
     cannot be drawn, or OSError.
     """
     if trace is not None:
-        schedule, ids = read_trace(trace, world, time_factor=time_factor)
-        return Drawn(schedule, spans_of(schedule), ids)
+        try:
+            traced = read_trace(trace, time_factor=time_factor)
+        except TraceError as error:
+            raise ValueError(str(error)) from error
+        return Drawn(traced, traced.spans(), traced.match_ids(world))
     stages = stages_of(profile, rate_factor=rate_factor, time_factor=time_factor, rate=rate, grpc=grpc)
     return Drawn(profile.schedule(seed, stages), phase_spans(stages), match_ids(world, profile.matches))
 
@@ -101,7 +105,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             trace=self.trace,
         )
 
-    def worker_plan(self, schedule: Schedule, *, index: int, count: int, run: str, **more: Any) -> WorkerPlan:
+    def worker_plan(
+        self, schedule: Schedule | TraceSchedule, *, index: int, count: int, run: str, **more: Any
+    ) -> WorkerPlan:
         """Return what worker `index` of `count` is told of a schedule."""
         # A worker opens the wallets that the whole schedule names, its part of them.
         ranks = np.unique(schedule.wallet).tolist() if self.prepare else []
@@ -173,7 +179,11 @@ def add_options(parser: Any) -> None:
     add("--rate-factor", type=float, default=1.0, help="Multiplies all rates")
     add("--time-factor", type=float, default=1.0, help="Multiplies all durations")
     add("--rate", type=float, default=0.0, help="Of a profile with a knee: the rate of this window")
-    add("--trace", default="", help="Play the arrivals of this CSV file; the profile then gives the limits only")
+    add(
+        "--trace",
+        default="",
+        help="Play the arrivals of this CSV or Parquet file; the profile then gives the limits only",
+    )
     add("--request-timeout", type=float, default=10.0, help="Seconds after which an arrival has no answer")
     add("--lag-limit-ms", type=float, default=LAG_P99_MS, help="The run is INVALID if arrivals leave later at p99")
     add("--result", default="", help="Write the result here (JSON)")

@@ -23,6 +23,7 @@ from load.requests import Answer, Command, EntriesPage, Names
 from load.result import WorkerResult
 from load.schedule import Arrival, Schedule
 from load.tally import Tally
+from load.traces import TraceSchedule
 from load.wire import Lost, NotSent, Wire, classify, get, post
 
 MAX_IN_FLIGHT: Final = 4000
@@ -58,11 +59,25 @@ class NotPrepared(Exception):
 class Player:
     """Plays one share once: `prepare`, then `play`, then `close`; `stop` may come at any time."""
 
-    def __init__(self, plan: WorkerPlan, share: Schedule, match_ids: Sequence[str], on_request: RequestHook) -> None:
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        share: Schedule | TraceSchedule,
+        match_ids: Sequence[str],
+        on_request: RequestHook,
+    ) -> None:
         """Take the share of worker `plan.index`; `on_request` is Locust's `events.request.fire`."""
         self._plan = plan
         self._share = share
-        self._names = Names(plan.run, plan.world, plan.first_wallet, match_ids)
+        traced = share if isinstance(share, TraceSchedule) else None
+        self._names = Names(
+            plan.run, plan.world, plan.first_wallet, match_ids, [] if traced is None else traced.outcomes
+        )
+        self._created = frozenset() if traced is None else traced.created
+        """Matches that the load creates itself, while it goes on."""
+        self._cancelled = frozenset() if traced is None else traced.cancelled
+        self._bets_by_key: dict[str, tuple[int, str, str]] = {}
+        """(user, match, bet) of the accepted bets that a later row of a trace cancels, by recorded key."""
         self._on_request = on_request
         self._wires = [Wire(host, port, timeout_s=plan.timeout_s) for host, port in plan.targets]
         self._grpc: list[Any] = []
@@ -95,7 +110,8 @@ class Player:
             ]
         if self._plan.prepare:
             pool = gevent.pool.Pool(PREPARE_CONCURRENCY)
-            mine = range(self._plan.index, len(self._names.match_ids), self._plan.count)
+            every = range(self._plan.index, len(self._names.match_ids), self._plan.count)
+            mine = [match for match in every if match not in self._created]
             commands = [self._names.create(match) for match in mine]
             commands += [self._names.opening(rank) for rank in self._plan.wallet_ranks]
             try:
@@ -221,7 +237,7 @@ class Player:
             self._observer.complete(begun, record, status, answer, now_s, error=answer.title, page=page)
         self._tally.answered(arrival, record, status, now_s - due_s)
         if record == "ok":
-            self._learn(command, answer)
+            self._learn(arrival, command, answer)
         return record, str(status), length
 
     def _exchange(
@@ -259,6 +275,9 @@ class Player:
         if arrival.op == "entries":
             return requests.entries(user, max(0, self._heads.get(user, 0) - requests.PAGE))
         if arrival.op == "cancel":
+            if arrival.traced is not None:
+                bet = self._bets_by_key.pop(arrival.traced.bet or "", None)
+                return None if bet is None else requests.cancel(*bet, self._names.key(arrival))
             if not self._bets:
                 return None
             place = arrival.target % len(self._bets)
@@ -267,7 +286,7 @@ class Player:
             return requests.cancel(owner, match_id, bet_id, f"{self._plan.run}-{arrival.number}")
         return self._names.command(arrival)
 
-    def _learn(self, command: Command, answer: Answer) -> None:
+    def _learn(self, arrival: Arrival, command: Command, answer: Answer) -> None:
         """Keep what later arrivals need."""
         user = command.user
         if user is None:
@@ -275,7 +294,10 @@ class Player:
         if answer.seq is not None and answer.seq > self._heads.get(user, 0):
             self._heads[user] = answer.seq
         if command.op == "bet" and answer.bet_id is not None and command.match_id is not None:
-            self._bets.append((user, command.match_id, answer.bet_id))
+            if arrival.traced is None:
+                self._bets.append((user, command.match_id, answer.bet_id))
+            elif (key := arrival.traced.key) is not None and key in self._cancelled:
+                self._bets_by_key[key] = (user, command.match_id, answer.bet_id)
 
     def _prepare_one(self, command: Command) -> str | None:
         """Send an opening command until it is accepted; return why it is not, or None."""

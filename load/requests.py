@@ -16,6 +16,8 @@ OPENING_MINOR: Final = 10_000_000
 """What each wallet is opened with: far more than its bets of one run."""
 MATCH_CLOSES_AT_MS: Final = 4_102_444_800_000
 """Matches close by command, so their clock is set to the year 2100."""
+RECORDED_KEY_MAX: Final = 120
+"""A longer key of a trace is hashed: with the run's name before it, it would be too long for the service."""
 PAGE: Final = 20
 """Entries asked for in one page."""
 
@@ -89,6 +91,8 @@ class Names:
     first_wallet: int
     """User id of the wallet of rank 0; the others follow."""
     match_ids: Sequence[str]
+    outcomes: Sequence[list[str] | None] = ()
+    """Outcomes of each match; None, or none at all: the usual ones."""
 
     def user(self, rank: int) -> int:
         """Return the user id of a wallet."""
@@ -98,10 +102,22 @@ class Names:
         """Return the deposit that opens a wallet."""
         return deposit(self.user(rank), OPENING_MINOR, f"{self.world}-open-{rank}", "seed")
 
+    def key(self, arrival: Arrival) -> str:
+        """Return the key of an arrival."""
+        recorded = arrival.traced.key if arrival.traced is not None else None
+        if recorded is None:
+            return f"{self.run}-{arrival.number}"
+        if len(recorded) > RECORDED_KEY_MAX:
+            recorded = hashlib.blake2b(recorded.encode(), digest_size=16).hexdigest()
+        return f"{self.run}-k-{recorded}"
+
     def create(self, match: int) -> Command:
         """Return the command that creates a match; the same for every run that shares it, so it can be repeated."""
         match_id = self.match_ids[match]
-        body = msgspec.json.encode({"match_id": match_id, "closes_at_ms": MATCH_CLOSES_AT_MS})
+        told: dict[str, object] = {"match_id": match_id, "closes_at_ms": MATCH_CLOSES_AT_MS}
+        if match < len(self.outcomes) and (outcomes := self.outcomes[match]) is not None:
+            told["outcomes"] = outcomes
+        body = msgspec.json.encode(told)
         return Command("create_match", "/v1/matches", f"{self.world}-m{match}-create", body, match_id=match_id)
 
     def command(self, arrival: Arrival) -> Command:
@@ -109,18 +125,23 @@ class Names:
 
         Raises ValueError for the others.
         """
-        key = f"{self.run}-{arrival.number}"
+        key = self.key(arrival)
         user = self.user(arrival.wallet)
         if arrival.op in {"bet", "grpc_bet"}:
             return bet(arrival, user, self.match_ids[arrival.match], key)
         if arrival.op == "deposit":
-            return deposit(user, arrival.amount_minor * 5, key)
+            # Deposits are few, so that each pays for several bets; those of a trace are what they were.
+            return deposit(user, arrival.amount_minor * (1 if arrival.traced else 5), key)
         if arrival.op == "withdraw":
             body = b'{"amount_minor":%d}' % arrival.amount_minor
             path = f"/v1/wallets/{user}/withdrawals"
             return Command("withdraw", path, key, body, user=user, amount=arrival.amount_minor)
         match_id = self.match_ids[arrival.match]
         key = f"{self.run}-m{arrival.match}-{arrival.op}"
+        if arrival.op == "create":
+            return self.create(arrival.match)
+        if arrival.op == "void":
+            return Command("void_match", f"/v1/matches/{match_id}/void", key, b"{}", match_id=match_id)
         if arrival.op == "close":
             return Command("close_match", f"/v1/matches/{match_id}/close", key, b"{}", match_id=match_id)
         if arrival.op == "settle":

@@ -52,6 +52,16 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Traced:
+    """What a trace says of an arrival and a drawn one does not have."""
+
+    key: str | None
+    """The key as it was recorded; the run's name is put before it."""
+    bet: str | None
+    """Of a cancel: the recorded key of the bet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """One arrival, in Python values."""
 
@@ -69,6 +79,7 @@ class Arrival:
     amount_minor: int
     target: int
     """A number that chooses among several things known only while the load runs: API process, bet to cancel."""
+    traced: Traced | None = None
 
 
 @dataclass(frozen=True)

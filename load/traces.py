@@ -1,120 +1,171 @@
-"""Traces: arrivals that were seen somewhere, read from a file and played as they are.
+"""Plays a trace (`load.trace`) as a schedule: streamed from the file again by every worker, never held as a whole.
 
-A trace is CSV with a header. `time_s` (seconds from the start, ascending) and `op` are needed; `phase`, `user`,
-`match`, `selection`, `side`, `odds` and `amount_minor` may be there. `user` is added to `--first-wallet`, so with 0 the
-ids are those of the file; a `match` that is a UUID is used as it is, any other name stands for one of the run's own.
+What is held grows with the number of wallets, matches and cancelled bets of the trace, not with its rows. All arrivals
+of a wallet are played by one worker, so that it knows the bet which a later row cancels.
 """
 
-import csv
+import hashlib
 import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import numpy as np
+from numpy.typing import NDArray
 
-from load.schedule import ALL_OPERATIONS, Schedule, match_ids
-from reference.commands import DEFAULT_OUTCOMES, MAX_AMOUNT_MINOR, MAX_ODDS, MAX_USER_ID, MIN_ODDS
+from load import trace
+from load.schedule import Arrival, Traced
+from reference.commands import DEFAULT_OUTCOMES
 
-NEEDED: Final = ("time_s", "op")
-DEFAULTS: Final = {
-    "phase": "trace",
-    "user": "0",
-    "match": "",
-    "selection": DEFAULT_OUTCOMES[0],
-    "side": "BACK",
-    "odds": "200",
-    "amount_minor": "100",
+PHASE: Final = "trace"
+PLAYED: Final = {
+    "create_match": "create",
+    "close_match": "close",
+    "settle_match": "settle",
+    "void_match": "void",
 }
-SIDES: Final = ("BACK", "LAY")
-MAX_PHASES: Final = 100
-
-_Row = tuple[float, int, int, int, int, int, int, int, int]
-"""Time, phase, operation, user, match, selection, side, odds, amount."""
+"""What a schedule calls the operations of a trace, where it has another name."""
+OTHER: Final = ("OTHER", "NONE")
+"""Outcomes added to a match of which the trace names fewer than two."""
 
 
-class TraceError(ValueError):
-    """A trace that cannot be played; the message names the file and the line."""
+@dataclass
+class Contents:
+    """What the first reading of a trace found, beside its rows."""
+
+    digest: str
+    users: Counter[int] = field(default_factory=Counter)
+    """Rows of each wallet."""
+    matches: dict[str, int] = field(default_factory=dict)
+    """Name of each match → its place among them."""
+    match_rows: Counter[int] = field(default_factory=Counter)
+    """Rows of each match that name no wallet."""
+    outcomes: dict[str, set[str]] = field(default_factory=dict)
+    created: set[str] = field(default_factory=set)
+    """Matches that the trace creates itself."""
+    cancelled: set[str] = field(default_factory=set)
+    """Keys of the bets that a later row cancels."""
 
 
-def read_trace(path: Path, world: str, *, time_factor: float = 1.0) -> tuple[Schedule, list[str]]:
-    """Return the arrivals of a trace, its times multiplied, and the ids of the matches they name.
+class TraceSchedule:
+    """A trace, or one worker's share of it, with what a player asks of a `load.schedule.Schedule`."""
 
-    Raises TraceError, or OSError.
-    """
-    phases: dict[str, int] = {}
-    matches: dict[str, int] = {}
-    rows: list[_Row] = []
-    with path.open(newline="") as file:
-        lines = csv.DictReader(file)
-        names = lines.fieldnames or []
-        wrong = [name for name in names if name not in DEFAULTS and name not in NEEDED]
-        lacking = [name for name in NEEDED if name not in names]
-        if wrong or lacking:
-            raise TraceError(f"{path}: unknown columns {wrong}, missing columns {lacking}")
-        for line in lines:
-            try:
-                row = _row(DEFAULTS | {name: text for name, text in line.items() if text}, phases, matches)
-            except (ValueError, TypeError) as error:
-                raise TraceError(f"{path}, line {lines.line_num}: {error}") from error
-            if row[0] < (rows[-1][0] if rows else 0.0):
-                raise TraceError(f"{path}, line {lines.line_num}: times ascend from zero")
-            rows.append(row)
-    if not rows or len(phases) > MAX_PHASES:
-        raise TraceError(f"{path}: no arrival, or more than {MAX_PHASES} phases")
-    own = match_ids(world, len(matches))
-    ids = [name if _is_uuid(name) else own[place] for place, name in enumerate(matches)]
-    t, phase, op, user, match, selection, side, odds, amount = (np.array(column) for column in zip(*rows, strict=True))
-    number = np.arange(len(rows), dtype=np.int64)
-    schedule = Schedule(
-        phases=tuple(phases),
-        number=number,
-        t=t * time_factor,
-        phase=phase.astype(np.int8),
-        op=op.astype(np.int8),
-        wallet=user.astype(np.int64),
-        match=match.astype(np.int32),
-        selection=selection.astype(np.int8),
-        side=side.astype(np.int8),
-        odds=odds.astype(np.int32),
-        amount=amount.astype(np.int64),
-        # What only the run knows (which API process, which bet to cancel) follows from the place in the trace.
-        target=np.array([zlib.crc32(b"%d" % place) >> 1 for place in range(len(rows))], dtype=np.int32),
-    )
-    return schedule, ids
+    def __init__(self, source: trace.Trace, contents: Contents, index: int = 0, count: int = 1) -> None:
+        self._source, self._contents = source, contents
+        self._index, self._count = index, count
+
+    def __len__(self) -> int:
+        """Return how many rows are this share's."""
+        contents = self._contents
+        wallets = sum(rows for user, rows in contents.users.items() if user % self._count == self._index)
+        return wallets + sum(rows for match, rows in contents.match_rows.items() if match % self._count == self._index)
+
+    @property
+    def wallet(self) -> NDArray[np.int64]:
+        """The wallets of the whole trace."""
+        return np.array(sorted(self._contents.users), dtype=np.int64)
+
+    @property
+    def cancelled(self) -> set[str]:
+        """Keys of the bets whose ids a player must remember."""
+        return self._contents.cancelled
+
+    @property
+    def created(self) -> set[int]:
+        """Places of the matches that rows create, so that nobody needs to do so before."""
+        return {self._contents.matches[name] for name in self._contents.created}
+
+    @property
+    def outcomes(self) -> list[list[str] | None]:
+        """Outcomes of each match in turn; None: the usual ones."""
+        found: list[list[str] | None] = []
+        for name in self._contents.matches:
+            named = self._contents.outcomes.get(name, set())
+            usual = named <= set(DEFAULT_OUTCOMES)
+            found.append(None if usual else [*sorted(named), *OTHER[: max(0, 2 - len(named))]])
+        return found
+
+    def share(self, index: int, count: int) -> "TraceSchedule":
+        """Return what worker `index` (from 0) of `count` plays. Raises ValueError if there is no such worker."""
+        if not 0 <= index < count:
+            raise ValueError(f"there is no worker {index} of {count}")
+        return TraceSchedule(self._source, self._contents, index, count)
+
+    def digest(self) -> str:
+        """Return a hash of the file and the speed: equal digests mean equal schedules."""
+        return self._contents.digest
+
+    def count_of(self, op: str) -> int:
+        """Return how many rows of the whole trace do this operation."""
+        return sum(rows for name, rows in self._source.operations.items() if PLAYED.get(name, name) == op)
+
+    def operations(self) -> set[str]:
+        """Return what the arrivals do."""
+        return {PLAYED.get(name, name) for name in self._source.operations}
+
+    def spans(self) -> list[tuple[str, float, float]]:
+        """Return the only phase; a trace has none of its own. It is a second long at least."""
+        return [(PHASE, 0.0, max(1.0, self._source.span_s))]
+
+    def match_ids(self, world: str) -> list[str]:
+        """Return the ids of the matches: a name that is a UUID is one, another stands for one of this world."""
+        return [_id_of(name, world) for name in self._contents.matches]
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """Yield this share's arrivals by time, read from the file. Raises TraceError if it has changed."""
+        number = -1
+        for batch in self._source.batches():
+            for row in batch:
+                number += 1
+                match = 0 if row.match is None else self._contents.matches[row.match]
+                owner = match if row.user is None else row.user
+                if owner % self._count != self._index:
+                    continue
+                yield Arrival(
+                    number,
+                    row.at_s,
+                    PLAYED.get(row.operation, row.operation),
+                    PHASE,
+                    row.user or 0,
+                    match,
+                    row.selection or "",
+                    row.side or "",
+                    row.odds or 0,
+                    row.stake_minor or row.amount_minor or 0,
+                    # Which API process it asks follows from the place in the trace.
+                    zlib.crc32(b"%d" % number) >> 1,
+                    Traced(row.key, row.bet),
+                )
 
 
-def spans_of(schedule: Schedule) -> list[tuple[str, float, float]]:
-    """Return (phase, start_s, end_s) of the phases of a trace: from the first to the last arrival of each."""
-    spans = []
-    for number, phase in enumerate(schedule.phases):
-        times = schedule.t[schedule.phase == number]
-        spans.append((phase, float(times[0]), float(times[-1])))
-    return spans
+def read_trace(path: Path, *, time_factor: float = 1.0, on_bad: trace.OnBad = "refuse") -> TraceSchedule:
+    """Check a trace and return it as a schedule, its times multiplied. Raises TraceError, or ValueError."""
+    source = trace.read_trace(path, speed=1 / time_factor, on_bad=on_bad)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    contents = Contents(f"{digest} {time_factor!r} {on_bad}")
+    for batch in source.batches():
+        for row in batch:
+            if row.match is not None:
+                place = contents.matches.setdefault(row.match, len(contents.matches))
+                if row.selection is not None:
+                    contents.outcomes.setdefault(row.match, set()).add(row.selection)
+                if row.operation == "create_match":
+                    contents.created.add(row.match)
+                if row.user is None:
+                    contents.match_rows[place] += 1
+            if row.user is not None:
+                contents.users[row.user] += 1
+            if row.bet is not None:
+                contents.cancelled.add(row.bet)
+    return TraceSchedule(source, contents)
 
 
-def _row(line: dict[str, str], phases: dict[str, int], matches: dict[str, int]) -> _Row:
-    """Return the values of a line; phases and matches are numbered as they come. Raises ValueError."""
-    amount, odds, user, time_s = int(line["amount_minor"]), int(line["odds"]), int(line["user"]), float(line["time_s"])
-    if not (0 <= user <= MAX_USER_ID and 0 < amount <= MAX_AMOUNT_MINOR and MIN_ODDS <= odds <= MAX_ODDS):
-        raise ValueError("user, amount_minor or odds are outside of what the service takes")
-    if not np.isfinite(time_s):
-        raise ValueError("time_s is not a number")
-    return (
-        time_s,
-        phases.setdefault(line["phase"], len(phases)),
-        ALL_OPERATIONS.index(line["op"]),
-        user,
-        matches.setdefault(line["match"], len(matches)),
-        DEFAULT_OUTCOMES.index(line["selection"]),
-        SIDES.index(line["side"]),
-        odds,
-        amount,
-    )
-
-
-def _is_uuid(text: str) -> bool:
+def _id_of(name: str, world: str) -> str:
     try:
-        return str(UUID(text)) == text.lower()
+        return str(UUID(name))
     except ValueError:
-        return False
+        return str(UUID(bytes=uuid5(NAMESPACE_OID, f"{world}/{name}").bytes, version=4))

@@ -52,6 +52,12 @@ _file_option = click.option(
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Locust workers.")
 @click.option("--servers", type=click.IntRange(1, 16), default=2, show_default=True, help="Postgres servers.")
 @click.option("--apis", type=click.IntRange(1, 16), default=2, show_default=True, help="API processes.")
+@click.option(
+    "--trace",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Play the arrivals of this CSV or Parquet file (docs/load-traces.md); the profile gives the limits.",
+)
 @click.option("--rate-factor", type=click.FloatRange(0.001, 1000), default=1.0, help="Multiplies every rate.")
 @click.option("--time-factor", type=click.FloatRange(0.001, 1000), default=1.0, help="Multiplies every duration.")
 @click.option(
@@ -77,6 +83,10 @@ def play_command(*, profile: str, profiles_file: Path | None, json_path: str | N
         chosen = read_profile(profile, file)
     except (ProfileError, OSError) as error:
         raise EnvironmentProblem(str(error)) from error
+    if profile == "trace" and given["trace"] is None:
+        raise click.UsageError("which trace? Give the file with --trace")
+    if given["trace"] is not None and (chosen.knee is not None or given["rate_factor"] != 1.0):
+        raise click.UsageError("a trace has its own rates: leave out --rate-factor; --time-factor stretches it")
     if json_path not in {None, "-"}:
         check_writable(Path(str(json_path)))
     if given["seed"] is None:

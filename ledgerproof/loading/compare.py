@@ -21,6 +21,8 @@ from load.result import Cell, Result, Second
 PERCENTS: Final = (50.0, 90.0, 99.0)
 NOTICED: Final = 0.03
 """A ratio closer to one than this is no difference that anyone would act on, however certain it is."""
+SAME_WITHIN: Final = 1.25
+"""No difference is said of an interval that lies within this factor of one."""
 RESAMPLES: Final = 2_000
 BLOCK_S: Final = 5
 """Throughput is resampled in blocks of this many seconds, so that slow stretches stay together."""
@@ -185,8 +187,8 @@ def _said(low: float, high: float, *, less_is_better: bool) -> Said:
         return Said.BETTER if less_is_better else Said.WORSE
     if low > 1 + NOTICED:
         return Said.WORSE if less_is_better else Said.BETTER
-    # An interval that reaches far to one side might hide a difference; what fits into half and double does not.
-    return Said.SAME if low > 0.5 and high < 2 else Said.OPEN
+    # An interval that reaches far to one side may hide a difference.
+    return Said.SAME if low > 1 / SAME_WITHIN and high < SAME_WITHIN else Said.OPEN
 
 
 def _throughput(phase: str, a: Sequence[Second], b: Sequence[Second]) -> Line:

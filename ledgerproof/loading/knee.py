@@ -13,9 +13,10 @@ import msgspec
 
 from invariants.files import publish
 from ledgerproof.loading.compare import LOAD_FILE
-from ledgerproof.loading.run import Job, play_and_collect, take_over
+from ledgerproof.loading.run import Job, play_and_collect, run_name, take_over
 from ledgerproof.progress import Step
 from ledgerproof.recording import write_config
+from load.options import drawn
 from load.profiles import Knee
 from load.result import Result
 
@@ -125,8 +126,18 @@ async def sought_and_collected(job: Job, knee: Knee, operations: list[str]) -> N
     def attempt(rate: float, number: int, step: Step) -> Window:
         # Matches and keys are drawn from the seed, so every window has its own.
         seed = job.options.seed * 1000 + number
-        stages = job.profile.at_rate(rate)
-        result = job.play(f"window{number:02}", seed, stages, ["--rate", repr(rate)], step.show)
+        name = f"window{number:02}"
+        load = drawn(
+            job.profile,
+            seed=seed,
+            rate_factor=1.0,
+            time_factor=1.0,
+            rate=rate,
+            grpc=True,
+            world=run_name(name, seed),
+            trace=None,
+        )
+        result = job.play(name, seed, load, ["--rate", repr(rate)], step.show)
         result.write(recording.folder / LOAD_FILE)
         kept.append(result)
         return judged(rate, knee, result)

@@ -39,12 +39,11 @@ from ledgerproof.recording import (
 from ledgerproof.sampler import Sampler
 from ledgerproof.wire import Wire
 from ledgerproof.workload import Command
-from load.options import stages_of
+from load.options import Drawn, drawn
 from load.profiles import Profile
 from load.result import Result
-from load.schedule import Schedule, Stage, match_ids
 
-SHOW_EVERY_S: Final = 0.5
+LOAD_NAME: Final = "load"
 PREPARE_TIMEOUT_S: Final = 300.0
 FINISH_TIMEOUT_S: Final = 300.0
 FINISH_POLL_S: Final = 0.25
@@ -52,7 +51,14 @@ FINISH_AT_ONCE: Final = 32
 CLIENTS_FROM: Final = 1_900_000_000
 """Clients of this process have numbers that no worker's clients reach."""
 ENDS: Final = {"OPEN": "close_match", "CLOSED": "settle_match"}
-RECORDED: Final = {"grpc_bet": "bet", "strong_balance": "balance", "close": "close_match", "settle": "settle_match"}
+RECORDED: Final = {
+    "grpc_bet": "bet",
+    "strong_balance": "balance",
+    "close": "close_match",
+    "settle": "settle_match",
+    "create": "create_match",
+    "void": "void_match",
+}
 """What the history calls the operations of a schedule, where it has another name."""
 
 
@@ -67,6 +73,8 @@ class LoadOptions:
     rate_factor: float = 1.0
     time_factor: float = 1.0
     lag_limit_ms: float = 5.0
+    trace: Path | None = None
+    """Played instead of the profile's arrivals."""
     out: Path = RUNS_FOLDER
     root: Path = DEFAULT_ROOT
     base_port: int | None = None
@@ -90,14 +98,15 @@ class Job:
     _playing: Locusts | None = None
     _stopped: bool = False
 
-    def play(self, name: str, seed: int, stages: list[Stage], more: list[str], show: Callable[[str], None]) -> Result:
+    def play(self, name: str, seed: int, load: Drawn, more: list[str], show: Callable[[str], None]) -> Result:
         """Play one load and return what it found. Raises NotPlayed."""
         stack, options = self.stack, self.options
         apis = stack.nodes_of("api")
         address = self.intake.start()
         # Every load opens wallets of its own: each took an attempt, so this is beyond those of the load before.
-        first_wallet = 1 + self.intake.numbers.last
-        run = f"{name}-{seed}"
+        # A trace names its wallets itself.
+        first_wallet = 0 if options.trace is not None else 1 + self.intake.numbers.last
+        run = run_name(name, seed)
         arguments = [
             *("--load-profile", self.name, "--load-profiles", str(self.profiles_file), "--seed", str(seed)),
             *("--run-name", run, "--prepare", "--first-wallet", str(first_wallet)),
@@ -108,8 +117,7 @@ class Job:
             *more,
         ]
         locusts = Locusts(self.recording.folder, name, options.workers, arguments, stack.token())
-        self.matches += match_ids(run, self.profile.matches)
-        duration_s = sum(stage.duration_s for stage in stages)
+        self.matches += load.match_ids
         began = time.monotonic()
 
         def tick() -> None:
@@ -123,7 +131,7 @@ class Job:
             if self._stopped:
                 raise NotPlayed("the run was stopped")
             locusts.start()
-            return locusts.wait(PREPARE_TIMEOUT_S + duration_s + END_WITHIN_S, tick)
+            return locusts.wait(PREPARE_TIMEOUT_S + load.duration_s + END_WITHIN_S, tick)
         finally:
             locusts.kill()
             self.intake.stop(options.workers)
@@ -143,20 +151,16 @@ def run_load(
     Raises EnvironmentProblem if it could not begin; everything later is in the verdict.
     """
     began = time.monotonic()
-    stages = stages_of(
-        profile, rate_factor=options.rate_factor, time_factor=options.time_factor, rate=None, grpc=options.apis > 0
-    )
-    schedule = profile.schedule(options.seed, stages)
-    if not len(schedule):
+    load = _drawn(profile, options)
+    if not len(load.schedule):
         raise EnvironmentProblem("the profile has no arrivals at these factors: raise them")
     folder = make_run_folder(options.out, options.seed)
-    duration_s = sum(stage.duration_s for stage in stages)
-    bets = sum(schedule.count_of(op) for op in ("bet", "grpc_bet"))
+    bets = sum(load.schedule.count_of(op) for op in ("bet", "grpc_bet"))
     recording = open_recording(
         folder,
         seed=options.seed,
-        rate=bets / duration_s,
-        config=_settings(name, profile, options, schedule, duration_s),
+        rate=bets / load.duration_s,
+        config=_settings(name, profile, options, load),
     )
     with log_to(folder / HARNESS_LOG), terminate_as_interrupt():
         spec = StackSpec(servers=options.servers, apis=options.apis, base_port=options.base_port, keep=options.keep)
@@ -164,27 +168,25 @@ def run_load(
         try:
             with Intake(recording.recorder) as intake:
                 job = Job(name, profile, profiles_file.resolve(), options, stack, recording, progress, intake)
-                operations = sorted({RECORDED.get(op, op) for op in schedule.operations()} | {"create_match"})
+                operations = sorted({RECORDED.get(op, op) for op in load.schedule.operations()} | {"create_match"})
                 if profile.knee is not None:
                     from ledgerproof.loading.knee import sought_and_collected  # noqa: PLC0415 - it imports this module
 
                     knee = profile.knee
                     carry_out(recording, lambda: sought_and_collected(job, knee, operations))
                 else:
-                    carry_out(recording, lambda: _played_and_collected(job, stages, operations))
+                    carry_out(recording, lambda: _played_and_collected(job, load, operations))
         finally:
             take_down(stack, recording, progress, keep=options.keep)
         verdict = conclude(recording, progress, began)
     return folder, verdict
 
 
-def _settings(
-    name: str, profile: Profile, options: LoadOptions, schedule: Schedule, duration_s: float
-) -> dict[str, Any]:
+def _settings(name: str, profile: Profile, options: LoadOptions, load: Drawn) -> dict[str, Any]:
     """Return what config.json says of the load."""
     return {
         "profile": name,
-        "duration_s": duration_s,
+        "duration_s": load.duration_s,
         "servers": options.servers,
         "apis": options.apis,
         "workers": options.workers,
@@ -193,18 +195,21 @@ def _settings(
         "request_timeout_s": REQUEST_TIMEOUT_S,
         "wallets": profile.wallets,
         "matches": profile.matches,
-        "arrivals": len(schedule),
-        "schedule_digest": schedule.digest(),
+        "arrivals": len(load.schedule),
+        "schedule_digest": load.schedule.digest(),
     }
 
 
-async def _played_and_collected(job: Job, stages: list[Stage], operations: list[str]) -> None:
+async def _played_and_collected(job: Job, drawn_load: Drawn, operations: list[str]) -> None:
     write_config(job.recording, job.stack.config, operations)
     options = job.options
     more = ["--rate-factor", repr(options.rate_factor), "--time-factor", repr(options.time_factor)]
 
+    if options.trace is not None:
+        more += ["--trace", str(options.trace)]
+
     def load(step: Step) -> Result:
-        return job.play("load", options.seed, stages, more, step.show)
+        return job.play(LOAD_NAME, options.seed, drawn_load, more, step.show)
 
     async def play() -> None:
         with job.progress.step(f"Playing {job.name}") as step:
@@ -214,6 +219,28 @@ async def _played_and_collected(job: Job, stages: list[Stage], operations: list[
         take_over(job, result)
 
     await play_and_collect(job, play)
+
+
+def run_name(name: str, seed: int) -> str:
+    """Return what begins every key of one load of this run."""
+    return f"{name}-{seed}"
+
+
+def _drawn(profile: Profile, options: LoadOptions) -> Drawn:
+    """Draw the load as the workers will. Raises EnvironmentProblem for a trace that cannot be played."""
+    try:
+        return drawn(
+            profile,
+            seed=options.seed,
+            rate_factor=options.rate_factor,
+            time_factor=options.time_factor,
+            rate=None,
+            grpc=True,
+            world=run_name(LOAD_NAME, options.seed),
+            trace=options.trace,
+        )
+    except (ValueError, OSError) as error:
+        raise EnvironmentProblem(str(error)) from error
 
 
 async def play_and_collect(job: Job, play: Callable[[], Any]) -> None:

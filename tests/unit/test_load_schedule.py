@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from load.options import stages_of
-from load.profiles import ProfileError, read_profile, read_profiles
+from load.requests import Names
 from load.schedule import ALL_OPERATIONS, Schedule, Stage, draw, expected_before, from_times, match_ids, phase_spans
 from load.statistics import exponential_ks
-from load.traces import TraceError, read_trace, spans_of
+from load.trace import TraceError, write_synthetic
+from load.traces import read_trace
 
 STAGES = [
     Stage("up", 20.0, 0.0, 400.0, {"bet": 3, "balance": 1}),
@@ -119,132 +119,63 @@ def test_what_cannot_be_drawn_is_refused(stage: Stage) -> None:
 
 # --- traces ---------------------------------------------------------------------------------------------------
 
-TRACE = """time_s,op,phase,user,match,selection,side,odds,amount_minor
-0,deposit,before,7,,,,,500
-0.5,bet,before,7,final,AWAY,LAY,310,20
-0.5,balance,after,9223372036854775807,,,,,
-2,bet,after,8,01928c1e-0d0c-7000-8000-000000000001,HOME,BACK,150,30
+TRACE = """time,user,operation,amount,match,selection,side,odds,stake,key,bet
+10,,create_match,,final,,,,,,
+10,7,deposit,500,,,,,,d-1,
+10.5,7,bet,,final,AWAY,LAY,310,20,b-1,
+10.5,9223372036854775807,balance,,,,,,,,
+11,7,cancel,,,,,,,,b-1
+12,8,bet,,01928c1e-0d0c-4000-8000-000000000001,Red,BACK,150,30,,
+12,,void_match,,final,,,,,,
 """
 
 
 def test_a_trace_is_played_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
     file.write_text(TRACE)
-    schedule, ids = read_trace(file, "world", time_factor=2.0)
+    schedule = read_trace(file, time_factor=2.0)
     rows = list(schedule.arrivals())
-    assert [(row.due_s, row.op, row.phase, row.wallet) for row in rows] == [
-        (0.0, "deposit", "before", 7),
-        (1.0, "bet", "before", 7),
-        (1.0, "balance", "after", 2**63 - 1),
-        (4.0, "bet", "after", 8),
+    assert [(row.due_s, row.op, row.wallet) for row in rows] == [
+        (0.0, "create", 0),
+        (0.0, "deposit", 7),
+        (1.0, "bet", 7),
+        (1.0, "balance", 2**63 - 1),
+        (2.0, "cancel", 7),
+        (4.0, "bet", 8),
+        (4.0, "void", 0),
     ]
-    assert (rows[1].selection, rows[1].side, rows[1].odds, rows[1].amount_minor) == ("AWAY", "LAY", 310, 20)
-    assert ids[rows[3].match] == "01928c1e-0d0c-7000-8000-000000000001"
-    assert ids[rows[1].match] in match_ids("world", 3)
-    assert spans_of(schedule) == [("before", 0.0, 1.0), ("after", 1.0, 4.0)]
-    assert read_trace(file, "world")[0].digest() == read_trace(file, "world")[0].digest()
+    assert (rows[2].selection, rows[2].side, rows[2].odds, rows[2].amount_minor) == ("AWAY", "LAY", 310, 20)
+    ids = schedule.match_ids("world")
+    assert ids[rows[5].match] == "01928c1e-0d0c-4000-8000-000000000001"
+    assert ids[rows[2].match] != schedule.match_ids("another")[rows[2].match]
+    assert (schedule.created, schedule.cancelled) == ({rows[0].match}, {"b-1"})
+    assert schedule.outcomes == [None, ["Red", "OTHER"]]
+    assert schedule.spans() == [("trace", 0.0, 4.0)]
+    assert schedule.operations() == {"create", "deposit", "bet", "balance", "cancel", "void"}
+    assert read_trace(file).digest() == read_trace(file).digest() != schedule.digest()
+    names = Names("run", "world", 0, ids, schedule.outcomes)
+    commands = [names.command(row) for row in rows if row.op not in {"balance", "cancel"}]
+    assert [command.key for command in commands][1:3] == ["run-k-d-1", "run-k-b-1"]
+    assert commands[1].body == b'{"amount_minor":500}'
+    assert b"Red" in (names.create(rows[5].match).body or b"")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("time_s", "time"), r"unknown columns \['time'\], missing columns \['time_s'\]"),
-        (("0.5,bet", "0.5,bets"), "line 3"),
-        (("\n2,", "\n0.4,"), "line 5: times ascend"),
-        (("310", "3"), "line 3: user, amount_minor or odds"),
-        (("\n2,", "\nnan,"), "line 5: time_s"),
-        (("AWAY", "NOBODY"), "line 3"),
-    ],
-)
-def test_a_wrong_trace_is_refused_with_its_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_share_a_trace_by_wallet_so_that_a_cancel_meets_its_bet(tmp_path: Path, workers: int) -> None:
+    file = write_synthetic(tmp_path / "trace.csv", rows=3_000, seed=4)
+    whole = read_trace(file)
+    shares = [whole.share(index, workers) for index in range(workers)]
+    played = [list(share.arrivals()) for share in shares]
+    assert [len(share) for share in shares] == [len(rows) for rows in played]
+    assert sorted(row.number for rows in played for row in rows) == list(range(len(whole)))
+    for rows in played:
+        keys = {row.traced.key for row in rows if row.op == "bet" and row.traced is not None}
+        assert {row.traced.bet for row in rows if row.op == "cancel" and row.traced is not None} <= keys
+        assert [row.due_s for row in rows] == sorted(row.due_s for row in rows)
+
+
+def test_a_wrong_trace_is_refused_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
-    file.write_text(TRACE.replace(*change))
-    with pytest.raises(TraceError, match=message):
-        read_trace(file, "world")
-
-
-# --- profiles ---------------------------------------------------------------------------------------------
-
-
-def test_every_profile_can_be_drawn() -> None:
-    profiles = read_profiles()
-    assert set(profiles) >= {
-        *("smoke", "steady", "match_day", "hot_wallet", "payout_burst", "soak", "sessions", "knee"),
-    }
-    for name, profile in profiles.items():
-        stages = profile.drawn_stages(time_factor=0.05)
-        assert len(profile.schedule(1, stages)) > 0, name
-
-
-def test_sessions_are_users_by_think_time() -> None:
-    stage = read_profile("sessions").stages[1]
-    assert (stage.users, stage.think_time_s, stage.rates()) == (100_000, 100, (1000.0, 1000.0))
-
-
-def test_the_payout_burst_of_a_match_day_is_thirty_times_the_quiet_rate() -> None:
-    stages = {stage.phase: stage for stage in read_profile("match_day").drawn_stages()}
-
-    def withdrawals_per_s(phase: str) -> float:
-        stage = stages[phase]
-        return stage.rate_from * stage.mix["withdraw"] / sum(stage.mix.values())
-
-    assert withdrawals_per_s("payouts") == pytest.approx(30 * withdrawals_per_s("quiet"))
-
-
-def test_without_grpc_its_bets_go_over_http() -> None:
-    profile = read_profile("steady")
-    both = [stages_of(profile, rate_factor=1, time_factor=1, rate=None, grpc=grpc)[1].mix for grpc in (True, False)]
-    assert "grpc_bet" not in both[1]
-    assert both[1]["bet"] == both[0]["bet"] + both[0]["grpc_bet"]
-
-
-def test_a_knee_is_played_at_a_rate_of_choice() -> None:
-    profile = read_profile("knee")
-    (stage,) = profile.at_rate(123.0)
-    assert profile.knee is not None
-    assert (stage.rate_from, stage.rate_to, stage.duration_s) == (123.0, 123.0, profile.knee.window_s)
-    with pytest.raises(ValueError, match="knee"):
-        read_profile("smoke").at_rate(1.0)
-
-
-GOOD = """
-[p]
-about = "x"
-wallets = 1
-matches = 1
-stages = [{ phase = "a", duration_s = 1, rate = 1, mix = { bet = 1 } }]
-"""
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("wallets = 1", "'p': .*wallets"),
-        ("wallets = 1\nwalets = 2", "'p'.*walets"),
-        ("rate = 1", "'p', stage 0 .a.: a stage has either"),
-        ("rate = 1, ramp = 2", "'p'.*ramp"),
-        ("rate = 1, users = 2", "'p', stage 0 .a.: a stage has either"),
-        ("mix = { bet = 1, bets = 2 }", "'p', stage 0 .a.: mix: no operation 'bets'"),
-        ("mix = { bet = 0 }", "'p', stage 0 .a.: mix"),
-        ("duration_s = 0", "'p', stage 0 .a.: duration_s"),
-    ],
-)
-def test_a_wrong_key_is_refused_with_profile_and_key(tmp_path: Path, change: str, message: str) -> None:
-    name = change.split(" = ", maxsplit=1)[0].split(",", maxsplit=1)[0]
-    line = next(part for part in (f"{name} = {{ bet = 1 }}", f"{name} = 1") if part in GOOD)
-    text = GOOD.replace(line, "" if change in {"wallets = 1"} else change)
-    if change == "rate = 1":
-        text = GOOD.replace("rate = 1, ", "")
-    file = tmp_path / "profiles.toml"
-    file.write_text(text)
-    with pytest.raises(ProfileError, match=message):
-        read_profiles(file)
-
-
-def test_limits_name_a_phase_that_is_there(tmp_path: Path) -> None:
-    file = tmp_path / "profiles.toml"
-    file.write_text(GOOD + "[p.limits.b]\nbet = { p99_ms = 1 }\n")
-    with pytest.raises(ProfileError, match=r"limits\.b: no stage"):
-        read_profile("p", file)
-    with pytest.raises(ProfileError, match="no profile 'q'"):
-        read_profile("q")
+    file.write_text(TRACE.replace("12,8,bet", "12,8,bets"))
+    with pytest.raises(TraceError, match="line 7: unknown operation 'bets'"):
+        read_trace(file)
