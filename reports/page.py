@@ -9,7 +9,7 @@ import polars as pl
 
 from reports import pairs, tables
 from reports.folder import Gap, RunFolder, Verdict
-from reports.plots import Plot
+from reports.sheets import Plot
 from reports.tables import Table, WitnessGroup
 from reports.tallies import Clock, answered, under_load, unknown_count
 from reports.words import (

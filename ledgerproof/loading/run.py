@@ -178,6 +178,7 @@ def _settings(
         "workers": options.workers,
         "rate_factor": options.rate_factor,
         "time_factor": options.time_factor,
+        "lag_limit_ms": options.lag_limit_ms,
         "request_timeout_s": REQUEST_TIMEOUT_S,
         "wallets": profile.wallets,
         "matches": profile.matches,
