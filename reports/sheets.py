@@ -29,6 +29,8 @@ COLOURS = ("#01a011", "#01a012", "#01a013", "#01a014", "#01a015", "#01a016")
 FAULT_BAR = "#01a008"
 AREAS = ("#01a021", "#01a022", "#01a023", "#01a024", "#01a025", "#01a026")
 BAD, WARN = "#01a031", "#01a032"
+HEAT = ("#01a041", "#01a042", "#01a043", "#01a044", "#01a045", "#01a046", "#01a047")
+"""From few to many: each differs from the one before in lightness, so the order survives a grey print."""
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -43,6 +45,7 @@ VARIABLES = {
     WARN: "--warn",
     **{colour: f"--c{index}" for index, colour in enumerate(COLOURS, 1)},
     **{colour: f"--a{index}" for index, colour in enumerate(AREAS, 1)},
+    **{colour: f"--h{index}" for index, colour in enumerate(HEAT, 1)},
 }
 """Which CSS variable stands in for which sentinel."""
 

@@ -40,7 +40,7 @@ from ledgerproof.sampler import Sampler
 from ledgerproof.wire import Wire
 from ledgerproof.workload import Command
 from load.options import stages_of
-from load.profiles import Profile
+from load.profiles import PROFILES, Profile
 from load.result import Result
 from load.schedule import Schedule, Stage, match_ids
 
@@ -140,11 +140,14 @@ def run_load(
     folder = make_run_folder(options.out, options.seed)
     duration_s = sum(stage.duration_s for stage in stages)
     bets = sum(schedule.count_of(op) for op in ("bet", "grpc_bet"))
+    settings = _settings(name, profile, options, schedule, duration_s)
+    if profiles_file.resolve() != PROFILES:
+        settings["profiles_file"] = str(profiles_file.resolve())
     recording = open_recording(
         folder,
         seed=options.seed,
         rate=bets / duration_s,
-        config=_settings(name, profile, options, schedule, duration_s),
+        config=settings,
     )
     with log_to(folder / HARNESS_LOG), terminate_as_interrupt():
         spec = StackSpec(servers=options.servers, apis=options.apis, base_port=options.base_port, keep=options.keep)
