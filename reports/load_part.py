@@ -298,10 +298,19 @@ def _estimate(each: Estimate | None) -> str | Cell:
         # "p99.9 needs 3,688 samples, there are 97": the column and the samples beside it say the rest.
         need = each.refused.partition(" needs ")[2].partition(" samples")[0].replace(",", "")
         return Cell(f"needs {integer(int(need))} samples" if need.isdigit() else each.refused, "soft")
-    return f"{_ms(each.ms)} ({_ms(each.low_ms)} to {_ms(each.high_ms)})"
+    return with_interval(each.ms, each.low_ms, each.high_ms)
 
 
-def _ms(value: float | None) -> str:
+def with_interval(ms: float | None, low_ms: float | None, high_ms: float | None) -> str:
+    """Return a latency and its interval; what is None is infinitely late."""
+    if low_ms is None:
+        return milliseconds(ms)
+    bounds = f"from {milliseconds(low_ms)}" if high_ms is None else f"{milliseconds(low_ms)} to {milliseconds(high_ms)}"
+    return f"{milliseconds(ms)} ({bounds})"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a latency without its unit, to three figures; None is infinitely late."""
     if value is None:
         return "no answer"
     return number(value, 0 if value >= 100 else 1 if value >= 10 else 2)
@@ -369,4 +378,4 @@ def _outcome(window: Window) -> Cell:
 def _window_p99(window: Window) -> str:
     if window.p99_ms is None and window.low_ms is None:
         return NONE
-    return f"{_ms(window.p99_ms)} ({_ms(window.low_ms)} to {_ms(window.high_ms)})"
+    return with_interval(window.p99_ms, window.low_ms, window.high_ms)

@@ -23,6 +23,9 @@ KNEE_FILE: Final = "knee.json"
 HIGHEST_US: Final = 3_600_000_000
 DIGITS_MAX: Final = 3
 """A histogram of a longer range or of more digits is not ours, and would fill the memory."""
+LONGEST_S: Final = 10**8
+MOST: Final = 10**12
+"""A load that is longer, or a count that is larger, is an error of the file."""
 MAX_GAPS: Final = 6
 """Gaps named one by one; of more, only how many there are."""
 REFUSAL_STATUSES: Final = ("409", "422")
@@ -227,7 +230,7 @@ class Load:
     def end_s(self) -> float:
         """When the load ended: with its last phase or its last second, at least a second after its start."""
         ends = [phase.end_s for phase in self.told.phases]
-        return max(1.0, *ends, *(second.second + 1.0 for second in self.told.seconds if not ends))
+        return max([1.0, *(ends or [second.second + 1.0 for second in self.told.seconds])])
 
     @property
     def offset_s(self) -> float | None:
@@ -310,11 +313,7 @@ def _repair(file: str, told: Told, gaps: list[Gap]) -> None:
         value = getattr(told, item.name)
         if isinstance(value, float) and not math.isfinite(value):
             setattr(told, item.name, None)
-    phases = [
-        phase
-        for phase in told.phases
-        if math.isfinite(phase.start_s) and math.isfinite(phase.end_s) and 0 <= phase.start_s < phase.end_s
-    ]
+    phases = [phase for phase in told.phases if 0 <= phase.start_s < phase.end_s <= LONGEST_S]
     if len(phases) < len(told.phases):
         gaps.append(Gap(f"{file}: phases", "some have no beginning or end and are left out"))
     told.phases = phases
@@ -325,8 +324,8 @@ def _repair(file: str, told: Told, gaps: list[Gap]) -> None:
     seconds = [
         second
         for second in told.seconds
-        if second.second >= 0
-        and min(second.sent, second.ok, second.dropped, *second.latencies, 0) >= 0
+        if 0 <= second.second < LONGEST_S
+        and all(0 <= count <= MOST for count in (second.sent, second.ok, second.dropped, *second.latencies))
         and (not bounds or len(second.latencies) == len(bounds) + 1)
     ]
     if len(seconds) < len(told.seconds):
