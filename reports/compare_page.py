@@ -59,6 +59,7 @@ class PhasePart:
     name: str
     ratios: Plot | None
     table: Table | None
+    open: Table | None
     curves: Plot | None
 
 
@@ -116,6 +117,7 @@ def build_comparison(found: Comparison, places: tuple[Path, Path], noticed: floa
                 name=phase,
                 ratios=draw_ratios(f"ratios-{index}", phase, lines, noticed),
                 table=_table(phase, lines),
+                open=_open(phase, lines),
                 curves=None if a is None or b is None else draw_pair(f"curves-{index}", phase, a, b),
             )
         )
@@ -200,33 +202,64 @@ def _value(value: float | None, unit: str) -> str:
 
 
 def _table(phase: str, lines: Sequence[Line]) -> Table | None:
+    """Return the measures that have a verdict, or a ratio that leaves it open."""
+    lines = [line for line in lines if not _without(line)]
     opens = [not index or lines[index - 1].op != line.op for index, line in enumerate(lines)]
     return make_table(
-        f"Every measure of {phase}; ratios are B / A",
+        f"Measures of {phase}; ratios are B / A",
         [
             Column("Operation", "keep"),
             Column("Measure", "keep"),
-            Column("A", "num"),
-            Column("B", "num"),
+            Column("Verdict", "keep"),
             Column("B / A", "num"),
             Column("95 % interval", "num"),
-            Column("Verdict", "keep"),
-            Column("Remark"),
+            Column("A", "num"),
+            Column("B", "num"),
         ],
         (
             [
                 Cell(load_operation(line.op), "strong" if first else "soft"),
                 line.measure,
+                Cell(line.said, TONES.get(line.said, "")),
+                Cell(number(line.ratio, 2), "strong"),
+                # Errors have a difference instead: a ratio of two zeros says nothing.
+                f"{number(line.low, 2)} to {number(line.high, 2)}" if line.drawn else line.why or NONE,
                 _value(line.a, line.unit),
                 _value(line.b, line.unit),
-                Cell(number(line.ratio, 2), "strong"),
-                f"{number(line.low, 2)} to {number(line.high, 2)}" if line.drawn else NONE,
-                Cell(line.said, TONES.get(line.said, "")),
-                Cell(line.why, "soft"),
             ]
             for line, first in zip(lines, opens, strict=True)
         ),
+        layout="sticky",
         opens=opens,
+    )
+
+
+def _without(line: Line) -> bool:
+    return line.said == "not decided" and not line.drawn
+
+
+def _open(phase: str, lines: Sequence[Line]) -> Table | None:
+    """Return the measures that say nothing, and why."""
+    return make_table(
+        f"Measures of {phase} that cannot be compared, and why",
+        [
+            Column("Operation", "keep"),
+            Column("Measure", "keep"),
+            Column("A", "num"),
+            Column("B", "num"),
+            Column("Why"),
+        ],
+        (
+            [
+                Cell(load_operation(line.op), "strong"),
+                line.measure,
+                _value(line.a, line.unit),
+                _value(line.b, line.unit),
+                Cell(line.why or NONE, "soft"),
+            ]
+            for line in lines
+            if _without(line)
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """The part of the page about a load: whether it may be believed, its limits, its counts and percentiles, the knee."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reports.folder import RunFolder
 from reports.load_tallies import merged_phases
@@ -32,20 +32,22 @@ class LoadPart:
     """Everything that the part about a load prints beside its figures."""
 
     lead: str
-    belief: str
-    tone: str
-    invalid: list[str]
-    limits: str
-    limits_tone: str
-    missed: list[str]
-    checks: Table | None
-    arrivals_note: str
-    heat_note: str
-    counts: Table | None
-    other_answers: str
-    latencies: Table | None
-    workers: Table | None
-    knee: KneePart | None
+    belief: str = ""
+    """Whether the load may be believed; empty if there is no account of it."""
+    tone: str = ""
+    invalid: list[str] = field(default_factory=list)
+    limits: str = ""
+    limits_tone: str = ""
+    missed: list[str] = field(default_factory=list)
+    checks: Table | None = None
+    arrivals_note: str = ""
+    no_latencies: str = ""
+    heat_note: str = ""
+    counts: Table | None = None
+    other_answers: str = ""
+    latencies: Table | None = None
+    workers: Table | None = None
+    knee: KneePart | None = None
 
 
 def lag_limit_ms(run: RunFolder) -> float:
@@ -60,7 +62,7 @@ def load_part(run: RunFolder, heat_bin_s: int | None) -> LoadPart | None:
     if run.load is None:
         if knee is None:
             return None
-        return LoadPart(_lead(None, knee), *("", "", [], "", "", []), None, "", "", None, "", None, None, knee)
+        return LoadPart(_lead(None, knee), knee=knee)
     load = run.load
     belief, tone = _belief(load)
     limits, limits_tone = _limits(load, knee)
@@ -74,6 +76,7 @@ def load_part(run: RunFolder, heat_bin_s: int | None) -> LoadPart | None:
         missed=_cut(load.told.missed),
         checks=_checks(load, lag_limit_ms(run)),
         arrivals_note=_arrivals_note(load),
+        no_latencies="" if load.answered else "No latency was recorded, so there is no heat map and no curve.",
         heat_note=f" One column is {plural(heat_bin_s, 'second')}." if heat_bin_s else "",
         counts=_counts(load),
         other_answers=_other_answers(load),
@@ -110,6 +113,8 @@ def _belief(load: Load) -> tuple[str, str]:
         return "The load does not say whether its generator kept its schedule, so nothing is proven by it.", "doubt"
     if load.told.invalid:
         return "Nothing below may be quoted: this load measured something else than the service.", "doubt"
+    if load.told.sent and not load.answered:
+        return "The load was played as drawn, and not one arrival got an answer.", "bad"
     return (
         "The load may be believed: it was played as drawn, by a generator that was not late, and nothing was dropped.",
         "good",
@@ -254,7 +259,7 @@ def _other_answers(load: Load) -> str:
     if not found:
         return ""
     most = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{status} {integer(count)}{NBSP}times" for status, count in most[:MAX_ANSWERS])
+    told = ", ".join(f"{status} ({plural(count, 'time')})" for status, count in most[:MAX_ANSWERS])
     more = f" and {len(most) - MAX_ANSWERS} other kinds" if len(most) > MAX_ANSWERS else ""
     return f"What the failed and the unknown ones were told: {told}{more}."
 

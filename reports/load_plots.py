@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ from reports.sheets import (
     sheet,
 )
 from reports.tallies import MAX_BINS, Clock
-from reports.words import NBSP, integer, plural
+from reports.words import integer, plural
 
 HEAT_BINS = 150
 """Columns of the heat map: each is still wider than a pixel on a phone."""
@@ -133,7 +134,8 @@ def draw_heat(load: Load, clock: Clock) -> Plot | None:
         Key("area", f"--h{shade + 1}", _range(start, end))
         for shade, start, end in zip(shades, steps, ends, strict=True)
     ]
-    legend[0] = Key(legend[0].shape, legend[0].variable, f"{legend[0].text} {'answer' if steps[0] == 1 else 'answers'}")
+    first_range = legend[0].text
+    legend[0] = replace(legend[0], text=f"{first_range} {'answer' if first_range == '1' else 'answers'}")
     slowest = f"more than {latency_label(bounds[-1])}" if filled[-1] >= len(bounds) else _class(bounds, int(filled[-1]))
     text = (
         f"Heat map of latencies over time, {plural(int(bins.latencies.sum()), 'answer')}. "
@@ -349,6 +351,8 @@ def draw_knee(knee: Knee) -> Plot | None:
 
     shapes = {True: Key("dot", "--c3", "held"), False: Key("cross", "--bad", "did not hold")}
     legend = [key for held, key in shapes.items() if any(window.held is held for window in known)]
+    if any(window.p99_ms is None for window in known):
+        legend.append(Key("cross", "--bad", "at the upper edge: p99 lies among those without an answer"))
     if any(window.held is None for window in known):
         legend.append(Key("hollow", "--muted", "proves nothing"))
     if knee.p99_ms is not None:
@@ -387,13 +391,3 @@ def _draw_window(axes: Axes, window: Window) -> None:
     marker = {True: "o", False: "X", None: "D"}[window.held]
     fill = "none" if window.held is None else "full"
     axes.plot(window.rate, at, marker=marker, fillstyle=fill, markersize=6, color=colour, zorder=5, clip_on=False)
-    if window.p99_ms is None:
-        axes.annotate(
-            f"no{NBSP}answer",
-            (window.rate, at),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            color=BAD,
-            size=SMALL_PT,
-        )

@@ -137,7 +137,7 @@ def curve_of(name: str, spread: Spread, unanswered: int, estimates: Sequence[Est
     at = [float(x) for x in np.linspace(0, end, CURVE_POINTS)]
     # A hair less than the exact share, so that the rank of p50 of 1,000 is the 500th and not the 501st.
     ranks = [min(answered, max(1, math.ceil(samples * (1 - 10**-x) - 1e-6))) for x in at]
-    ms = [spread.at_ms(rank) or 0.001 for rank in ranks]
+    ms = [max(0.001, float(value)) for value in spread.at_ranks_ms(ranks)]
     # n samples bound a percentile from above if it is unlikely (2.5 %) that all of them lie below it.
     sure_share = TAIL ** (1 / samples)
     sure_at = -math.log10(1 - sure_share) if sure_share < 1 else last

@@ -213,8 +213,11 @@ class Spread:
 
     def at_ms(self, rank: int) -> float | None:
         """Return the latency of a rank (1 is the shortest); None beyond the last one, which is infinitely late."""
-        place = int(self.counts.cumsum().searchsorted(max(1, rank)))
-        return float(self.us[place]) / 1000 if place < len(self.us) else None
+        return float(self.at_ranks_ms([rank])[0]) if rank <= self.total else None
+
+    def at_ranks_ms(self, ranks: Sequence[int]) -> NDArray[np.float64]:
+        """Return the latencies of ranks that are all between 1 and the number of latencies."""
+        return self.us[self.counts.cumsum().searchsorted(ranks)] / 1000
 
 
 @dataclass(frozen=True)
