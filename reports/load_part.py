@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from reports.folder import RunFolder
 from reports.load_tallies import merged_phases
-from reports.loads import Counts, Estimate, Knee, Load, Window
+from reports.loads import MOST, Counts, Estimate, Knee, Load, Window
 from reports.tables import Cell, Column, Table, make_table
 from reports.words import LOAD_OPERATIONS, NBSP, NONE, integer, load_operation, number, plural, quantity, seconds
 
@@ -53,7 +53,7 @@ class LoadPart:
 def lag_limit_ms(run: RunFolder) -> float:
     """Return the limit of the generator's lag that held for a run."""
     value = run.verdict.config.get("lag_limit_ms")
-    return float(value) if isinstance(value, int | float) and value > 0 else LAG_LIMIT_MS
+    return float(value) if isinstance(value, int | float) and 0 < value <= MOST else LAG_LIMIT_MS
 
 
 def load_part(run: RunFolder, heat_bin_s: int | None) -> LoadPart | None:

@@ -5,7 +5,6 @@ As with the rest of a run folder, nothing here raises for a file that is torn or
 the start of the load; latencies are milliseconds and count from the moment an arrival was due.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +66,12 @@ class Counts(msgspec.Struct):
     unanswered: int = 0
     histogram: str = ""
     statuses: dict[str, int] = {}
+
+    @property
+    def counts(self) -> list[int]:
+        """Every count of it, those by status too."""
+        own = (self.count, self.ok, self.fail, self.info, self.dropped, self.skipped, self.unanswered)
+        return [*own, *self.statuses.values()]
 
     @property
     def refused(self) -> int:
@@ -280,17 +285,17 @@ def read_knee(path: Path, gaps: list[Gap]) -> Knee | None:
         return None
     knee = Knee()
     _fill(path.name, raw, knee, gaps)
-    kept = [window for window in knee.windows if _finite(window.rate) and window.rate > 0]
+    kept = [window for window in knee.windows if 0 < window.rate <= MOST]
     if len(kept) < len(knee.windows):
         gaps.append(Gap(path.name, "some windows have no rate and are left out"))
     for window in kept:
         for name in ("p99_ms", "low_ms", "high_ms", "lag_p99_ms"):
-            if not _finite(getattr(window, name)):
+            if not _sane(getattr(window, name)):
                 setattr(window, name, None)
     knee.windows = kept
     for name in ("p99_ms", "holds", "fails", "knee"):
         value = getattr(knee, name)
-        if not _finite(value) or (value is not None and value <= 0):
+        if not _sane(value) or (value is not None and value <= 0):
             setattr(knee, name, None)
     return knee
 
@@ -306,22 +311,23 @@ def _fill(file: str, raw: dict[str, Any], empty: Told | Knee, gaps: list[Gap]) -
             gaps.append(Gap(f"{file}: {item.name}", f"left out, it does not have the agreed form ({error})"))
 
 
-def _finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
+def _sane(value: float | None) -> bool:
+    """Return whether an amount is one: not negative, and of a size that a load can have. None is no amount."""
+    return value is None or 0 <= value <= MOST
 
 
 def _repair(file: str, told: Told, gaps: list[Gap]) -> None:
     """Take out what would mislead or cannot be drawn: numbers that are none, lists of another length."""
     for item in msgspec.structs.fields(Told):
         value = getattr(told, item.name)
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, int | float) and not _sane(value):
             setattr(told, item.name, None)
     phases = [phase for phase in told.phases if 0 <= phase.start_s < phase.end_s <= LONGEST_S]
     if len(phases) < len(told.phases):
         gaps.append(Gap(f"{file}: phases", "some have no beginning or end and are left out"))
     told.phases = phases
     bounds = told.coarse_ms
-    if any(low >= high for low, high in zip([0, *bounds], bounds, strict=False)):
+    if any(low >= high or high > MOST for low, high in zip([0, *bounds], bounds, strict=False)):
         gaps.append(Gap(f"{file}: coarse_ms", "the latency classes do not rise: there is no heat map"))
         bounds = told.coarse_ms = []
     seconds = [
@@ -334,13 +340,17 @@ def _repair(file: str, told: Told, gaps: list[Gap]) -> None:
     if len(seconds) < len(told.seconds):
         gaps.append(Gap(f"{file}: seconds", f"{len(told.seconds) - len(seconds)} do not fit their classes, left out"))
     told.seconds = seconds
+    cells = [cell for cell in told.cells if all(map(_sane, cell.counts))]
+    if len(cells) < len(told.cells):
+        gaps.append(Gap(f"{file}: cells", "some hold counts that cannot be and are left out"))
+    told.cells = cells
     for row in told.percentiles:
         row.estimates = [
             each
             for each in row.estimates
-            if 0 < each.percentile < 100 and all(_finite(v) for v in (each.ms, each.low_ms, each.high_ms))
+            if 0 < each.percentile < 100 and all(map(_sane, (each.samples, each.ms, each.low_ms, each.high_ms)))
         ]
     for worker in told.workers:
-        for name in ("cpu_s", "span_s", "lag_p99_ms"):
-            if not _finite(getattr(worker, name)):
+        for name in ("scheduled", "sent", "cpu_s", "span_s", "lag_p99_ms"):
+            if not _sane(getattr(worker, name)):
                 setattr(worker, name, None)

@@ -195,6 +195,9 @@ def test_torn_load_is_a_gap_and_no_traceback(torn: Path, content: bytes) -> None
         ({"lag": {"histogram": "HISTFAAAA"}}, "load.json: lag"),
         ({"cells": [{"op": "bet", "phase": "a", "count": 3, "histogram": "nothing"}]}, "load.json: bet in a"),
         ({"workers": [{"index": "one"}]}, "load.json: workers"),
+        ({"cells": [{"op": "bet", "phase": "a", "count": 10**400}]}, "load.json: cells"),
+        ({"seconds": [{"second": 1, "sent": -3, "latencies": [0] * 22}]}, "load.json: seconds"),
+        ({"coarse_ms": [1, 10**400]}, "load.json: coarse_ms"),
         ({"cells": [{"op": f"o{n}", "phase": "a", "histogram": "x"} for n in range(40)]}, "load.json"),
     ],
 )
@@ -207,12 +210,13 @@ def test_odd_field_takes_nothing_else_with_it(torn: Path, fields: dict[str, Any]
 @pytest.mark.parametrize(
     "fields",
     [
-        {"lag_p99_ms": float("nan"), "lag_max_ms": float("inf")},
+        {"lag_p99_ms": float("nan"), "lag_max_ms": float("inf"), "sent": -(10**400)},
         {"invalid": None},
         {"seconds": []},
         {"phases": []},
         {"cells": [], "percentiles": []},
         {"percentiles": [{"op": "bet", "phase": "steady", "estimates": [{"percentile": 100, "ms": 1.0}]}]},
+        {"percentiles": [{"op": "bet", "phase": "steady", "estimates": [{"percentile": 99, "ms": 1e308}]}]},
         {"cells": [{"op": "<b>", "phase": "<i>$x$", "count": 1, "statuses": {"<u>": 1}}]},
     ],
 )
