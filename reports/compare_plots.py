@@ -201,7 +201,7 @@ def draw_pair(name: str, phase: str, a: Load, b: Load) -> Plot | None:
             on_latency_axis(axes, curve_values(every))
             for curve in own:
                 index = 0 if curve.name == "A" else 1
-                draw_curve(axes, curve, index, dodge=(index - 0.5) * 0.02 * last)
+                draw_curve(axes, curve, index, dodge=(index - 0.5) * 0.012 * last)
         return figure
 
     legend = [

@@ -251,7 +251,7 @@ def draw_percentiles(load: Load) -> Plot | None:
             on_latency_axis(axes, curve_values(every))
             for curve in own:
                 index = names.index(curve.name)
-                draw_curve(axes, curve, index, dodge=(index - (len(names) - 1) / 2) * 0.012 * last)
+                draw_curve(axes, curve, index, dodge=(index - (len(names) - 1) / 2) * 0.007 * last)
         return figure
 
     legend = [Key("line", f"--c{index + 1}", name, css_dashes(index)) for index, name in enumerate(names)]

@@ -13,7 +13,7 @@ from reports.gaps import Gap
 from reports.load_part import LoadPart, load_part
 from reports.load_plots import HEAT_BINS
 from reports.load_tallies import load_clock
-from reports.loads import Load
+from reports.loads import Knee, Load
 from reports.sheets import Plot
 from reports.tables import Table, WitnessGroup
 from reports.tallies import Clock, answered, under_load, unknown_count
@@ -323,7 +323,9 @@ def _figures(run: RunFolder) -> list[KeyFigure]:
             # A zero is good news only where the run proves something.
             "bad" if count else "doubt" if vacuous else "good" if verdict.verdict in ("PASS", "SLA_MISSED") else "",
         ),
-        _limits(run.load)
+        _knee(run.knee)
+        if run.knee is not None
+        else _limits(run.load)
         if run.load is not None and not verdict.faults
         else KeyFigure(
             "Faults",
@@ -353,6 +355,14 @@ def _limits(load: Load) -> KeyFigure:
         "see Load",
         # Of a load that proves nothing, a limit is neither kept nor missed.
         "warn" if missed and load.told.invalid == [] else "",
+    )
+
+
+def _knee(knee: Knee) -> KeyFigure:
+    if knee.knee is None:
+        return KeyFigure("Knee", "not found", "see Load", "doubt")
+    return KeyFigure(
+        "Knee", f"{integer(knee.knee)}/s", f"{integer(knee.holds)}/s held, {integer(knee.fails)}/s did not"
     )
 
 

@@ -140,6 +140,7 @@ def test_search_for_the_knee_is_drawn_and_told(torn: Path) -> None:
     (torn / "knee.json").write_text(json.dumps(knee_of()))
     text = plain(render(torn))
     assert "The knee is at 786/s: 747/s holds, 827/s does not." in text
+    assert "Knee 786/s 747/s held, 827/s did not" in text
     assert 'id="fig-load-knee"' in (torn / "report.html").read_text()
     assert "675/s proves nothing" in text
     assert re.search(r"101[23]/s did not hold no answer \(from 1900\)", text)
@@ -152,6 +153,7 @@ def test_search_without_a_bracket_has_no_knee(torn: Path) -> None:
     (torn / "knee.json").write_text(json.dumps(found))
     text = plain(render(torn))
     assert "Not even the lowest rate held." in text
+    assert "Knee not found" in text
     assert "between the highest rate that held" not in text
 
 
