@@ -5,7 +5,6 @@ Nothing here raises for a folder that is incomplete, torn or odd: each part that
 Times are seconds since the run's origin, latencies seconds, unless a name says otherwise.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import msgspec
 import polars as pl
 
 from invariants import history
+from reports.gaps import Gap, read_json, why_unread
+from reports.loads import KNEE_FILE, LOAD_FILE, Knee, Load, read_knee, read_load
 
 Number = float | str | None
 
@@ -152,14 +153,6 @@ class Verdict(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Gap:
-    """A part of the run folder that could not be used, and what the page lacks because of it."""
-
-    part: str
-    consequence: str
-
-
-@dataclass(frozen=True)
 class FileGroup:
     """Files of the run folder that belong together."""
 
@@ -184,6 +177,9 @@ class RunFolder:
     effects: pl.DataFrame | None
     """Keys that had an effect by the first snapshot: user_id, idempotent_key, effect (applied or refused)."""
     files: list[FileGroup]
+    load: Load | None = None
+    """What `ledgerproof load` found; None for a run of another command."""
+    knee: Knee | None = None
     gaps: list[Gap] = field(default_factory=list)
 
 
@@ -228,6 +224,10 @@ def read_run(path: Path) -> RunFolder:
         verdict.faults = _faults_of(timeline)
         if verdict.faults:
             gaps.append(Gap("verdict.json: faults", "the faults were taken from the timeline, unjudged"))
+    # Only a load has these files, so only its configuration makes their absence a gap.
+    profile = verdict.config.get("profile")
+    load = read_load(path / LOAD_FILE, gaps) if profile or (path / LOAD_FILE).exists() else None
+    searched = profile == "knee" or "knee" in verdict.config or (path / KNEE_FILE).exists()
     return RunFolder(
         path=path,
         verdict=verdict,
@@ -236,6 +236,8 @@ def read_run(path: Path) -> RunFolder:
         series=None if series is None else series.filter(pl.col("t").is_finite() & pl.col("value").is_finite()),
         effects=_read_effects(path / "snapshot-1"),
         files=_list_files(path),
+        load=load,
+        knee=read_knee(path / KNEE_FILE, gaps) if searched else None,
         gaps=gaps,
     )
 
@@ -243,9 +245,9 @@ def read_run(path: Path) -> RunFolder:
 def _read_verdict(path: Path, gaps: list[Gap]) -> Verdict:
     """Read verdict.json field by field, so that one odd field does not take the others with it."""
     verdict = Verdict()
-    raw = _read_json(path / "verdict.json", "nothing says whether the ledger was right; this page cannot", gaps)
+    raw = read_json(path / "verdict.json", "nothing says whether the ledger was right; this page cannot", gaps)
     # What a killed harness left of itself still says how to repeat the run. Its absence is no gap of its own.
-    raw = {**_read_json(path / "harness.json", "", []), **raw}
+    raw = {**read_json(path / "harness.json", "", []), **raw}
     for name, kind in ((item.name, item.type) for item in msgspec.structs.fields(Verdict)):
         if raw.get(name) is None:
             continue
@@ -254,30 +256,8 @@ def _read_verdict(path: Path, gaps: list[Gap]) -> Verdict:
         except msgspec.ValidationError as error:
             gaps.append(Gap(f"verdict.json: {name}", f"left out, it does not have the agreed form ({error})"))
     if not verdict.config and (path / "config.json").exists():
-        verdict.config = _read_json(path / "config.json", "the configuration is not shown", gaps)
+        verdict.config = read_json(path / "config.json", "the configuration is not shown", gaps)
     return verdict
-
-
-def _read_json(path: Path, consequence: str, gaps: list[Gap]) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_bytes())
-    except OSError as error:
-        gaps.append(Gap(path.name, f"{_why(error)}: {consequence}"))
-        return {}
-    except ValueError as error:
-        gaps.append(Gap(path.name, f"not valid JSON ({error}): {consequence}"))
-        return {}
-    if not isinstance(raw, dict):
-        gaps.append(Gap(path.name, f"not a JSON object: {consequence}"))
-        return {}
-    return raw
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    text = str(error).strip().splitlines()
-    return f"unreadable ({text[0][:160] if text else type(error).__name__})"
 
 
 def _read_table(path: Path, columns: dict[str, pl.DataType], consequence: str, gaps: list[Gap]) -> pl.DataFrame | None:
@@ -296,7 +276,7 @@ def _read_table(path: Path, columns: dict[str, pl.DataType], consequence: str, g
             for name, kind in columns.items()
         )
     except (OSError, pl.exceptions.PolarsError) as error:
-        gaps.append(Gap(path.name, f"{_why(error)}: {consequence}"))
+        gaps.append(Gap(path.name, f"{why_unread(error)}: {consequence}"))
         return None
 
 
@@ -308,7 +288,7 @@ def _read_history(path: Path, gaps: list[Gap]) -> pl.DataFrame | None:
     try:
         loaded = history.load(path)
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        gaps.append(Gap("history/", f"{_why(error)}: its attempts are not on this page"))
+        gaps.append(Gap("history/", f"{why_unread(error)}: its attempts are not on this page"))
         return None
     gaps += [Gap("history/", f"{problem}; its attempts are not on this page") for problem in loaded.problems()]
     started, due = pl.col("t_invoke"), pl.col("intended")

@@ -1,19 +1,25 @@
 """What the page says: the verdict in plain words, how to repeat the run, its key figures and all its parts."""
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 
 from reports import pairs, tables
-from reports.folder import Gap, RunFolder, Verdict
-from reports.plots import Plot
+from reports.folder import RunFolder, Verdict
+from reports.gaps import Gap
+from reports.load_part import LoadPart, load_part
+from reports.load_plots import HEAT_BINS
+from reports.load_tallies import load_clock
+from reports.loads import Knee, Load
+from reports.sheets import Plot
 from reports.tables import Table, WitnessGroup
 from reports.tallies import Clock, answered, under_load, unknown_count
 from reports.words import (
     CODES,
+    LIMIT_MISSED_STEPS,
     NBSP,
     NO_VERDICT,
     NONE,
@@ -28,6 +34,24 @@ from reports.words import (
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_REASONS = 20
+Options = tuple[tuple[str, tuple[str, ...]], ...]
+
+PROVE_OPTIONS: Options = (
+    ("--duration", ("duration", "duration_s")),
+    ("--rate", ("rate", "rate_per_s")),
+    ("--servers", ("servers", "server_count")),
+    ("--faults", ("faults", "fault_plan")),
+)
+LOAD_OPTIONS: Options = (
+    ("--profiles-file", ("profiles_file",)),
+    ("--servers", ("servers",)),
+    ("--apis", ("apis",)),
+    ("--workers", ("workers",)),
+    ("--rate-factor", ("rate_factor",)),
+    ("--time-factor", ("time_factor",)),
+    ("--lag-limit-ms", ("lag_limit_ms",)),
+)
+"""Options of the command that repeats a run, and under which names of its configuration their values stand."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,7 @@ class Page:
     contents: list[tuple[str, str]]
     gaps: list[Gap]
     broken: bool
+    load: LoadPart | None
     sla: Table | None
     faults: Table | None
     shard_moves: Table | None
@@ -90,9 +115,11 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
     verdict = run.verdict
     gaps = [*run.gaps, *_contradictions(verdict)]
     broken = any(verdict.anomalies.values()) or bool(verdict.witnesses)
+    load = load_part(run, load_clock(run.load, [], HEAT_BINS).bin_s if run.load is not None else None)
     sections = [
         ("missing", "What is missing", bool(gaps)),
         ("anomalies", "Anomalies", broken),
+        ("load", "Load", load is not None),
         ("sla", "Service levels", True),
         ("faults", "Faults", True),
         ("throughput", "Throughput", True),
@@ -111,7 +138,7 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
     return Page(
         run=verdict.run or run.path.resolve().name,
         version=verdict.version or "",
-        words=_words(verdict),
+        words=_words(run),
         facts=_facts(verdict),
         reasons=_reasons(verdict),
         command=command,
@@ -120,6 +147,7 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
         contents=[(anchor, title) for anchor, title, there in sections if there],
         gaps=gaps,
         broken=broken,
+        load=load,
         sla=tables.sla(verdict),
         faults=tables.faults(verdict),
         shard_moves=tables.shard_moves(verdict),
@@ -140,7 +168,8 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
         usage=tables.usage(run),
         machine=pairs.machine(verdict),
         timings=pairs.timings(verdict),
-        config=pairs.pairs(verdict.config),
+        # What a search found stands in its own part, window by window.
+        config=pairs.pairs({name: value for name, value in verdict.config.items() if name != "knee"}),
         sizes=pairs.sizes(verdict),
         files=tables.files(run),
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -149,7 +178,10 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
     )
 
 
-def _words(verdict: Verdict) -> VerdictWords:
+def _words(run: RunFolder) -> VerdictWords:
+    verdict = run.verdict
+    if verdict.verdict == "SLA_MISSED" and run.load is not None and run.load.told.missed:
+        return replace(VERDICTS["SLA_MISSED"], next_steps=LIMIT_MISSED_STEPS)
     if verdict.verdict is None:
         return NO_VERDICT
     known = VERDICTS.get(verdict.verdict)
@@ -215,22 +247,22 @@ def _reasons(verdict: Verdict) -> list[str]:
 def _command(verdict: Verdict) -> tuple[list[str], str]:
     """Return the command that repeats the run and what it does and does not repeat."""
     flat = dict(pairs.flatten(verdict.config))
+    profile = flat.get("profile")
+    if isinstance(profile, str):
+        words = [shlex.join(["ledgerproof", "load", profile])]
+        names = LOAD_OPTIONS
+    else:
+        words = ["ledgerproof prove"]
+        names = PROVE_OPTIONS
     options = [("--seed", verdict.seed)]
-    for option, names in (
-        ("--duration", ("duration", "duration_s")),
-        ("--rate", ("rate", "rate_per_s")),
-        ("--servers", ("servers", "server_count")),
-        ("--faults", ("faults", "fault_plan")),
-    ):
-        value = next((flat[name] for name in names if isinstance(flat.get(name), str | int | float)), None)
+    for option, places in names:
+        value = next((flat[place] for place in places if isinstance(flat.get(place), str | int | float)), None)
         options.append((option, value))
-    words = ["ledgerproof prove"]
     for option, value in options:
         if value is not None:
-            words.append(shlex.join([option, f"{value:g}" if isinstance(value, float) else str(value)]))
-    note = (
-        "The seed repeats the workload and the fault plan. It cannot repeat the timing of processes, disks and threads."
-    )
+            words.append(shlex.join([option, _plain(value)]))
+    drawn = "every arrival" if isinstance(profile, str) else "the workload and the fault plan"
+    note = f"The seed repeats {drawn}. It cannot repeat the timing of processes, disks and threads."
     if verdict.seed is None:
         note = "The seed was not recorded, so another workload will be drawn."
     elif verdict.commit and _dirty(verdict):
@@ -238,6 +270,13 @@ def _command(verdict: Verdict) -> tuple[list[str], str]:
     elif verdict.commit:
         note = f"At commit {verdict.commit[:12]}. {note}"
     return words, note
+
+
+def _plain(value: float | str) -> str:
+    """Return the value of an option as briefly as it can be read back."""
+    if not isinstance(value, float):
+        return str(value)
+    return short if float(short := f"{value:g}") == value else repr(value)
 
 
 def _figures(run: RunFolder) -> list[KeyFigure]:
@@ -284,7 +323,11 @@ def _figures(run: RunFolder) -> list[KeyFigure]:
             # A zero is good news only where the run proves something.
             "bad" if count else "doubt" if vacuous else "good" if verdict.verdict in ("PASS", "SLA_MISSED") else "",
         ),
-        KeyFigure(
+        _knee(run.knee)
+        if run.knee is not None
+        else _limits(run.load)
+        if run.load is not None and not verdict.faults
+        else KeyFigure(
             "Faults",
             integer(len(verdict.faults)),
             faults if verdict.faults else "none injected or none recorded",
@@ -302,6 +345,25 @@ def _figures(run: RunFolder) -> list[KeyFigure]:
             "from start to verdict",
         ),
     ]
+
+
+def _limits(load: Load) -> KeyFigure:
+    missed = len(load.told.missed)
+    return KeyFigure(
+        "Limits of the profile",
+        f"{integer(missed)} missed" if missed else "none missed",
+        "see Load",
+        # Of a load that proves nothing, a limit is neither kept nor missed.
+        "warn" if missed and load.told.invalid == [] else "",
+    )
+
+
+def _knee(knee: Knee) -> KeyFigure:
+    if knee.knee is None:
+        return KeyFigure("Knee", "not found", "see Load", "doubt")
+    return KeyFigure(
+        "Knee", f"{integer(knee.knee)}/s", f"{integer(knee.holds)}/s held, {integer(knee.fails)}/s did not"
+    )
 
 
 def _unknown(run: RunFolder) -> int | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from reports.folder import read_run
+from reports.load_part import lag_limit_ms
+from reports.load_plots import load_plots
 from reports.page import TEMPLATES, build
 from reports.plots import draw_all
 from reports.tallies import clock_of
@@ -22,7 +24,8 @@ def render(run_folder: Path) -> Path:
     """
     run = read_run(run_folder)
     clock = clock_of(run)
-    page = build(run, clock, draw_all(run, clock))
+    plots = {**draw_all(run, clock), **load_plots(run, lag_limit_ms(run))}
+    page = build(run, clock, plots)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html", "j2"]),

@@ -83,6 +83,14 @@ VERDICTS: dict[str, VerdictWords] = {
     ),
 }
 
+LIMIT_MISSED_STEPS = (
+    "The limits that were not kept stand under Load, each with its measured value and interval.",
+    "In the heat map, a few dark columns that reach up are moments at which the service stood still; a whole band that "
+    "rises is a service at its capacity: lower the rate, or search for it with ledgerproof load knee.",
+    "See how late the generator was: its lag is part of every latency.",
+)
+"""What to do next after a load that missed a limit of its profile."""
+
 NO_VERDICT = VerdictWords(
     "NO VERDICT",
     "doubt",
@@ -160,6 +168,21 @@ OPERATIONS: dict[str, str] = {
     "void_match": "Void match",
 }
 
+LOAD_OPERATIONS: dict[str, str] = {
+    "bet": "Bets",
+    "grpc_bet": "Bets over gRPC",
+    "deposit": "Deposits",
+    "withdraw": "Withdrawals",
+    "cancel": "Cancellations",
+    "balance": "Balance reads",
+    "strong_balance": "Strong balance reads",
+    "entries": "History reads",
+    "close": "Close match",
+    "settle": "Settle match",
+    "all": "All operations",
+}
+"""What a load calls its operations, in the order of the tables."""
+
 
 def integer(value: float | None) -> str:
     """Return a whole number with its thousands set apart."""
@@ -228,3 +251,8 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 def sentence(name: str) -> str:
     """Return an identifier as words: `stale_read_flagged` is "stale read flagged"."""
     return name.replace("_", " ").replace("-", " ").strip()
+
+
+def load_operation(op: str) -> str:
+    """Return the name of an operation of a load."""
+    return LOAD_OPERATIONS.get(op, sentence(op))

@@ -135,21 +135,39 @@ def profiles_command(*, profiles_file: Path | None, as_json: bool) -> int:
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @json_path_option("Also write the comparison to PATH; without a PATH, to standard output instead of the table.")
-def compare_command(*, a: Path, b: Path, json_path: str | None) -> int:
+@click.option(
+    "--html",
+    "html_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Also write the comparison as a page: ratios with their intervals, percentile curves over each other.",
+)
+def compare_command(*, a: Path, b: Path, json_path: str | None, html_path: Path | None) -> int:
     """Compare the loads of two run folders (or load.json files) of one profile: ratios B / A with 95 % intervals."""
     from ledgerproof.loading import compare  # noqa: PLC0415 - slow to import
 
+    if html_path is not None:
+        check_writable(html_path)
     try:
         found = compare.compare(compare.read_result(a), compare.read_result(b), (str(a), str(b)))
     except compare.NotComparable as error:
         raise EnvironmentProblem(str(error)) from error
     if json_path is not None:
         compare.write(found, json_path)
+    if html_path is not None:
+        from reports.compare_page import render_comparison  # noqa: PLC0415 - slow to import
+
+        try:
+            render_comparison(compare.told(found), (a, b), compare.NOTICED, html_path)
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write {html_path}: {error.strerror}") from error
     if json_path != "-":
         print_table(f"{found.profile}: A is {found.a}, B is {found.b}", list(compare.HEADINGS), compare.table(found))
         for note in [*found.notes, *(f"unproven: {why}" for why in found.unproven)]:
             click.echo(note)
         click.echo(f"B is {found.said.value}" if found.said.value in {"better", "worse"} else found.said.value)
+        if html_path is not None:
+            click.echo(f"page: {html_path}")
     if found.unproven:
         return UNPROVEN_EXIT
     return WORSE_EXIT if found.said is compare.Said.WORSE else 0

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -258,10 +258,14 @@ def _number(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{value:.4g} {unit}"
 
 
+def told(found: Comparison) -> dict[str, Any]:
+    """Return a comparison as its JSON has it, with the verdict of the whole."""
+    return {**msgspec.to_builtins(found), "said": found.said.value}
+
+
 def write(found: Comparison, path: str) -> None:
     """Write a comparison as JSON, `-` for standard output. Raises OSError."""
-    told = msgspec.to_builtins(found) | {"said": found.said.value}
     if path == "-":
-        print_json(told)
+        print_json(told(found))
     else:
-        Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
+        Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(told(found)), indent=2) + b"\n")

@@ -40,7 +40,7 @@ from ledgerproof.sampler import Sampler
 from ledgerproof.wire import Wire
 from ledgerproof.workload import Command
 from load.options import Drawn, drawn
-from load.profiles import Profile
+from load.profiles import PROFILES, Profile
 from load.result import Result
 
 LOAD_NAME: Final = "load"
@@ -156,11 +156,16 @@ def run_load(
         raise EnvironmentProblem("the profile has no arrivals at these factors: raise them")
     folder = make_run_folder(options.out, options.seed)
     bets = sum(load.schedule.count_of(op) for op in ("bet", "grpc_bet"))
+    settings = _settings(name, profile, options, load)
+    if profiles_file.resolve() != PROFILES:
+        settings["profiles_file"] = str(profiles_file.resolve())
+    if options.trace is not None:
+        settings["trace"] = str(options.trace.resolve())
     recording = open_recording(
         folder,
         seed=options.seed,
         rate=bets / load.duration_s,
-        config=_settings(name, profile, options, load),
+        config=settings,
     )
     with log_to(folder / HARNESS_LOG), terminate_as_interrupt():
         spec = StackSpec(servers=options.servers, apis=options.apis, base_port=options.base_port, keep=options.keep)
@@ -192,6 +197,7 @@ def _settings(name: str, profile: Profile, options: LoadOptions, load: Drawn) ->
         "workers": options.workers,
         "rate_factor": options.rate_factor,
         "time_factor": options.time_factor,
+        "lag_limit_ms": options.lag_limit_ms,
         "request_timeout_s": REQUEST_TIMEOUT_S,
         "wallets": profile.wallets,
         "matches": profile.matches,
