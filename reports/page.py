@@ -44,6 +44,7 @@ PROVE_OPTIONS: Options = (
 )
 LOAD_OPTIONS: Options = (
     ("--profiles-file", ("profiles_file",)),
+    ("--trace", ("trace",)),
     ("--servers", ("servers",)),
     ("--apis", ("apis",)),
     ("--workers", ("workers",)),

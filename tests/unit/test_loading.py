@@ -232,7 +232,7 @@ def test_a_worker_that_breaks_off_is_a_gap_that_is_said(tmp_path: Path) -> None:
 def test_a_command_sent_again_has_the_body_it_was_sent_with() -> None:
     """Another body under the same key would be refused, or taken for another command by the checker."""
     arrival = Arrival(1, 0.0, "bet", "p", 6, 0, "HOME", "BACK", 210, 50, 0)
-    names = requests.Names("r", 1, ["018bcfe5-939a-7739-8840-5642cd670379"])
+    names = requests.Names("r", "w", 1, ["018bcfe5-939a-7739-8840-5642cd670379"])
     for op in ("bet", "deposit", "withdraw"):
         drawn = names.command(replace(arrival, op=op))
         begun = invoke(
