@@ -102,6 +102,8 @@ class HarnessFacts(msgspec.Struct):
     sizes: dict[str, int] = {}
     timings: dict[str, float] = {}
     residue: list[str] = []
+    search: bool = False
+    """The load went beyond what the service holds, on purpose: neither saturation nor service levels are judged."""
     plan: PlanFacts | None = None
     """None: the run offered a load. A plan offers none, so it has no rate to hold and no service level to meet."""
     reconciliation: ReconciliationFacts | None = None
@@ -226,7 +228,7 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
             reasons.append(f"the run cannot be judged: {error}")
         else:
             _add_judgement(judgement, facts, parts, reasons)
-        if facts.plan is None and (problem := saturation(measured, facts)):
+        if facts.plan is None and not facts.search and (problem := saturation(measured, facts)):
             parts.append(Verdict.INVALID)
             reasons.append(problem)
     if facts.reconciliation is not None:
@@ -234,7 +236,7 @@ def assess(folder: Path, facts: HarnessFacts, judges: Sequence[str] | None = Non
     if facts.live_audit is not None:
         _add_live_audit(facts.live_audit, judgement, parts, reasons)
     # Service levels of a run that was cut short say nothing about the service.
-    levels = measured is not None and facts.plan is None and Verdict.ABORTED not in parts
+    levels = measured is not None and facts.plan is None and not facts.search and Verdict.ABORTED not in parts
     table = _service_levels(measured, judgement, folder, facts) if measured and levels else []
     missed = [row["metric"] for row in table if row["met"] is False]
     if missed:

@@ -112,7 +112,7 @@ class Conductor:
         try:
             settings = settings_of(self._environment.parsed_options)
             name = settings.run or f"load{settings.seed}-{now:%Y%m%dT%H%M%S}"
-            drawn = settings.drawn(settings.world or name)
+            drawn = settings.drawn(settings.world or name, lambda: gevent.sleep(0))
         except (ValueError, OSError) as error:
             _log.error("%s", error)
             self._environment.process_exit_code = EXIT_USAGE

@@ -7,20 +7,22 @@ of users and the duration follow from the profile.
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, Final
 
 import gevent
 import gevent.os
 from locust import LoadTestShape, events
 from locust.runners import MasterRunner, WorkerRunner
 
-from load.conductor import Conductor
+from load.conductor import EXIT_INVALID, Conductor
 from load.options import OptionError, add_options, settings_of
 from load.users import Bettor, session_of
 
 __all__ = ["Bettor", "WholeSchedule"]
 
 events.init_command_line_parser.add_listener(add_options)  # type: ignore[no-untyped-call]
+
+QUIT_WITHIN_S: Final = 20.0
 
 _conductors: dict[Any, Conductor] = {}
 
@@ -66,6 +68,8 @@ def _end_with_input(runner: Any) -> None:
     """End the run, and this process, when standard input ends."""
     while gevent.os.tp_read(sys.stdin.fileno(), 4096):
         pass
+    # While Locust waits for its workers it hears of nothing else.
+    gevent.spawn_later(QUIT_WITHIN_S, os._exit, EXIT_INVALID)
     runner.quit()
 
 

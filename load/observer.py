@@ -35,6 +35,7 @@ class Observer:
         self._free_clients: list[int] = []
         self._worker = worker
         self._problem: str | None = None
+        self._closing = False
         self._sock: Any = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.connect(address)
         self._put(Hello(worker))
@@ -116,7 +117,9 @@ class Observer:
 
     def close(self) -> None:
         """Send what is left and the last record. Raises ObserverError if the history has a gap."""
-        self._flusher.kill()
+        # Ended in the middle of a frame it would leave half of it behind.
+        self._closing = True
+        self._flusher.join()
         self._put(End(self._attempts))
         self._flush()
         self._sock.close()
@@ -135,7 +138,7 @@ class Observer:
             self._pending += frame(self._encode(record))
 
     def _flush_forever(self) -> None:
-        while self._problem is None:
+        while self._problem is None and not self._closing:
             gevent.sleep(FLUSH_S)
             self._flush()
 

@@ -4,6 +4,7 @@ Only the master (or a run without workers) reads them; workers are told by messa
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -50,15 +51,16 @@ def drawn(
     grpc: bool,
     world: str,
     trace: Path | None,
+    breathe: Callable[[], None] = lambda: None,
 ) -> Drawn:
     """Draw a run of a profile, or read that of a trace; the same arguments give the same one in every process.
 
     Without gRPC its bets go over HTTP, under the name of bets. Raises ValueError (also ProfileError) if it
-    cannot be drawn, or OSError.
+    cannot be drawn, or OSError. `breathe` is called now and then while a trace is read.
     """
     if trace is not None:
         try:
-            traced = read_trace(trace, time_factor=time_factor)
+            traced = read_trace(trace, time_factor=time_factor, breathe=breathe)
         except TraceError as error:
             raise ValueError(str(error)) from error
         return Drawn(traced, traced.spans(), traced.match_ids(world))
@@ -92,8 +94,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     history_socket: str
     history_origin_s: float | None
 
-    def drawn(self, world: str) -> Drawn:
-        """Draw the run. Raises ValueError or OSError if it cannot be drawn."""
+    def drawn(self, world: str, breathe: Callable[[], None] = lambda: None) -> Drawn:
+        """Draw the run, calling `breathe` now and then. Raises ValueError or OSError if it cannot be drawn."""
         return drawn(
             self.profile,
             seed=self.seed,
@@ -103,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             grpc=bool(self.grpc_targets),
             world=world,
             trace=self.trace,
+            breathe=breathe,
         )
 
     def worker_plan(

@@ -76,8 +76,8 @@ class Player:
         self._created = frozenset() if traced is None else traced.created
         """Matches that the load creates itself, while it goes on."""
         self._cancelled = frozenset() if traced is None else traced.cancelled
-        self._bets_by_key: dict[str, tuple[int, str, str]] = {}
-        """(user, match, bet) of the accepted bets that a later row of a trace cancels, by recorded key."""
+        self._bets_by_key: dict[tuple[int, str], tuple[int, str, str]] = {}
+        """(user, match, bet) of the accepted bets that a later row of a trace cancels, by wallet and recorded key."""
         self._on_request = on_request
         self._wires = [Wire(host, port, timeout_s=plan.timeout_s) for host, port in plan.targets]
         self._grpc: list[Any] = []
@@ -276,7 +276,8 @@ class Player:
             return requests.entries(user, max(0, self._heads.get(user, 0) - requests.PAGE))
         if arrival.op == "cancel":
             if arrival.traced is not None:
-                bet = self._bets_by_key.pop(arrival.traced.bet or "", None)
+                # Kept: the same row twice is a retry.
+                bet = self._bets_by_key.get((arrival.wallet, arrival.traced.bet or ""))
                 return None if bet is None else requests.cancel(*bet, self._names.key(arrival))
             if not self._bets:
                 return None
@@ -296,7 +297,7 @@ class Player:
         if command.op == "bet" and answer.bet_id is not None and command.match_id is not None:
             if arrival.traced is None:
                 self._bets.append((user, command.match_id, answer.bet_id))
-            elif (key := arrival.traced.key) is not None and key in self._cancelled:
+            elif (key := (arrival.wallet, arrival.traced.key or "")) in self._cancelled:
                 self._bets_by_key[key] = (user, command.match_id, answer.bet_id)
 
     def _prepare_one(self, command: Command) -> str | None:

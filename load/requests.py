@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from load.schedule import Arrival
+from reference.commands import DEFAULT_OUTCOMES
 
 OPENING_MINOR: Final = 10_000_000
 """What each wallet is opened with: far more than its bets of one run."""
@@ -137,7 +138,8 @@ class Names:
             path = f"/v1/wallets/{user}/withdrawals"
             return Command("withdraw", path, key, body, user=user, amount=arrival.amount_minor)
         match_id = self.match_ids[arrival.match]
-        key = f"{self.run}-m{arrival.match}-{arrival.op}"
+        if arrival.traced is None:
+            key = f"{self.run}-m{arrival.match}-{arrival.op}"
         if arrival.op == "create":
             return self.create(arrival.match)
         if arrival.op == "void":
@@ -151,10 +153,18 @@ class Names:
         raise ValueError(f"{arrival.op} depends on what was answered before")
 
 
+_QUOTED: Final = {outcome: f'"{outcome}"' for outcome in DEFAULT_OUTCOMES}
+
+
+def _quoted(selection: str) -> str:
+    """Return a selection as JSON; a trace may name any."""
+    return _QUOTED.get(selection) or msgspec.json.encode(selection).decode()
+
+
 def bet(arrival: Arrival, user: int, match_id: str, key: str) -> Command:
     """Return a bet command."""
     body = (
-        f'{{"match_id":"{match_id}","outcome":"{arrival.selection}","side":"{arrival.side}",'
+        f'{{"match_id":"{match_id}","outcome":{_quoted(arrival.selection)},"side":"{arrival.side}",'
         f'"odds":{arrival.odds},"stake_minor":{arrival.amount_minor}}}'
     ).encode()
     return Command(

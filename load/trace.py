@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TextIO, TypeVar
-from uuid import NAMESPACE_OID, UUID, uuid5
 
 import msgspec
 import polars as pl
@@ -35,6 +34,8 @@ BATCH_ROWS: Final = 4_096
 """Arrivals of one batch."""
 SLICE_ROWS: Final = 50_000
 """Rows of a Parquet file that are decoded at a time."""
+SHOW_ROWS: Final = 20_000
+"""Rows between two calls of `show`."""
 SHOWN_MAX: Final = 20
 """Bad rows that are kept with their reasons; of the others the line numbers are kept."""
 LINE_MAX: Final = 65_536
@@ -194,7 +195,7 @@ def read_trace(
 ) -> Trace:
     """Check a CSV (`.csv`) or Parquet (`.parquet`) file and return it as a trace.
 
-    `speed` 10 plays it in a tenth of its time. `show` is told how far it is, every 100,000 rows.
+    `speed` 10 plays it in a tenth of its time. `show` is told how far it is, every 20,000 rows.
 
     Raises BadRows for rows that cannot be replayed, unless `on_bad` is "report", and TraceError for a file that is no
     trace at all: missing columns, nothing in it, not UTF-8, not readable; ValueError for an impossible speed.
@@ -209,21 +210,13 @@ def read_trace(
         rows += 1
         last_s = arrival.at_s
         operations[arrival.operation] = operations.get(arrival.operation, 0) + 1
-        if show is not None and rows % 100_000 == 0:
+        if show is not None and rows % SHOW_ROWS == 0:
             show(f"{rows:,} rows, {problems.total} bad")
     if problems.total and (on_bad == "refuse" or not rows):
         raise BadRows(path, problems)
     if not rows:
         raise TraceError(f"{path} has no rows: there is nothing to replay")
     return Trace(path, speed, rows, last_s, operations, ignored, problems, stamp)
-
-
-def uuid_of_match(name: str) -> UUID:
-    """Return the match's id: the name itself if it is one, otherwise an id that this name always has."""
-    try:
-        return UUID(name)
-    except ValueError:
-        return uuid5(NAMESPACE_OID, f"ledgerproof trace match {name}")
 
 
 # -- rows ------------------------------------------------------------------------------------------------

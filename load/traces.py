@@ -7,7 +7,7 @@ of a wallet are played by one worker, so that it knows the bet which a later row
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -46,8 +46,8 @@ class Contents:
     outcomes: dict[str, set[str]] = field(default_factory=dict)
     created: set[str] = field(default_factory=set)
     """Matches that the trace creates itself."""
-    cancelled: set[str] = field(default_factory=set)
-    """Keys of the bets that a later row cancels."""
+    cancelled: set[tuple[int, str]] = field(default_factory=set)
+    """(user, key) of the bets that a later row cancels."""
 
 
 class TraceSchedule:
@@ -69,8 +69,8 @@ class TraceSchedule:
         return np.array(sorted(self._contents.users), dtype=np.int64)
 
     @property
-    def cancelled(self) -> set[str]:
-        """Keys of the bets whose ids a player must remember."""
+    def cancelled(self) -> set[tuple[int, str]]:
+        """(user, key) of the bets whose ids a player must remember."""
         return self._contents.cancelled
 
     @property
@@ -141,13 +141,19 @@ class TraceSchedule:
                 )
 
 
-def read_trace(path: Path, *, time_factor: float = 1.0, on_bad: trace.OnBad = "refuse") -> TraceSchedule:
-    """Check a trace and return it as a schedule, its times multiplied. Raises TraceError, or ValueError."""
-    source = trace.read_trace(path, speed=1 / time_factor, on_bad=on_bad)
+def read_trace(
+    path: Path, *, time_factor: float = 1.0, on_bad: trace.OnBad = "refuse", breathe: Callable[[], None] = lambda: None
+) -> TraceSchedule:
+    """Check a trace and return it as a schedule, its times multiplied. Raises TraceError, or ValueError.
+
+    `breathe` is called every few thousand rows: who reads a long trace may have others to let go on meanwhile.
+    """
+    source = trace.read_trace(path, speed=1 / time_factor, on_bad=on_bad, show=lambda _: breathe())
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     contents = Contents(f"{digest} {time_factor!r} {on_bad}")
     for batch in source.batches():
+        breathe()
         for row in batch:
             if row.match is not None:
                 place = contents.matches.setdefault(row.match, len(contents.matches))
@@ -159,8 +165,8 @@ def read_trace(path: Path, *, time_factor: float = 1.0, on_bad: trace.OnBad = "r
                     contents.match_rows[place] += 1
             if row.user is not None:
                 contents.users[row.user] += 1
-            if row.bet is not None:
-                contents.cancelled.add(row.bet)
+            if row.bet is not None and row.user is not None:
+                contents.cancelled.add((row.user, row.bet))
     return TraceSchedule(source, contents)
 
 

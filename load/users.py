@@ -20,9 +20,8 @@ from locust.exception import StopUser
 
 from load.options import drawn
 from load.plan import Start, WorkerPlan
-from load.player import NotPrepared, Player
+from load.player import Player
 from load.profiles import read_profile
-from load.wire import NotSent
 
 PLAN: Final = "load-plan"
 READY: Final = "load-ready"
@@ -137,12 +136,13 @@ class Session:
                 grpc=bool(plan.grpc_targets),
                 world=plan.world,
                 trace=None if plan.trace is None else Path(plan.trace),
+                breathe=_breathe,
             )
             if run.schedule.digest() != plan.digest:
                 problem = "it drew another schedule than the master: its profiles, its trace or its NumPy differ"
             self._player = Player(plan, run.schedule.share(plan.index, plan.count), run.match_ids, self._on_request)
             self._player.prepare()
-        except (OSError, ValueError, NotSent, NotPrepared) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the master must not wait for this worker
             problem = f"{type(error).__name__}: {error}"
         self._runner.send_message(READY, {"run": plan.run, "index": plan.index, "problem": problem})
 
@@ -154,6 +154,11 @@ class Session:
             self._player.stop()
         if not self._started.ready():
             self._started.set(None)
+
+
+def _breathe() -> None:
+    """Let heartbeats through while a long trace is read."""
+    gevent.sleep(0)
 
 
 _sessions: dict[Any, Session] = {}

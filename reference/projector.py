@@ -102,6 +102,8 @@ class _Side:
     """The consumer's assignments when the epoch was begun; with others come what a predecessor left behind."""
     broken: bool = True
     """The cache may hold a value that should have been replaced: it needs a new epoch."""
+    held: frozenset[int] = frozenset()
+    """Shards that the server held at the last report."""
     broker_losses: int = 0
     settling: dict[Place, int] = field(default_factory=dict)
     """After a shard has moved: the positions up to which its events may wait in the lane of another server."""
@@ -223,6 +225,12 @@ class Projector:
             # Positions that were ahead of a broker that begins anew say nothing about what it holds now.
             await consumer.check_positions()
             side.broker_losses = relay["broker_losses"]
+        held = frozenset(relay["held"])
+        if side.held - held:
+            # A shard has moved away, and its mover may have died before it said so to Redis: what Redis keeps of it is
+            # old, and readers that have not heard of the move would believe it.
+            side.broken = True
+        side.held = held
         if relay["held"] != self._store.routes.shards_of(server):
             # Events of a shard that has moved here may wait in another lane, where they went before that was known.
             side.settling = consumer.positions()
@@ -245,8 +253,9 @@ class Projector:
         self._ages[server].set((said["now_ms"] - said["complete_at_ms"]) / 1000)
         if epoch is not None:
             now = await self._cache.vouch(name, epoch, said["cached_at_ms"])
-            if now is not None and now != epoch and not side.busy.locked() and side.epoch == epoch:
-                # Redis lost the epoch, or another member began one.
+            unchanged = side.epoch == epoch and not side.broken and not side.busy.locked()
+            if now is not None and now != epoch and unchanged:
+                # Redis lost the epoch, or another member began one, and no write of ours failed meanwhile.
                 side.epoch, side.broken = now or None, not now
 
     async def keep_reporting(self, server: int, consumer: Consumer, stopping: asyncio.Event) -> None:

@@ -73,7 +73,8 @@ async def _rebuild_server(
     shards = [row["shard"] for row in held if row["here"]]
     await store.fetch(server, "begin_rebuild", shards, from_zero, restart)
     unfinished = await store.fetch(server, "rebuilds", shards)
-    done.resumed = resumed = len(unfinished) < len(shards) or any(row["after_user"] for row in unfinished)
+    done.resumed = len(unfinished) < len(shards) or any(row["after_user"] for row in unfinished)
+    first = True
     for row in unfinished:
         last = False
         while not last:
@@ -85,12 +86,14 @@ async def _rebuild_server(
             last = page["last"]
             done.wallets += page["rebuilt"]
             done.wrong += page["wrong_rows"]
-            # A rebuild that was ended may have been ended between its page and this.
-            doubtful, resumed = bool(page["wrong_rows"]) or resumed, False
+            # An earlier rebuild may have been ended between its last page and this; then nothing is wrong any more
+            # but in Redis.
+            doubtful, first = bool(page["wrong_rows"]) or first, False
             if doubtful:
                 # What Redis holds may be a copy of it, and a seq alone does not give it away.
                 name = store.config.servers[server].name
-                if not await cache.fence(name, REDIS_WAIT_S):
+                fenced = await cache.fence(name, REDIS_WAIT_S)
+                if not fenced and (page["wrong_rows"] or done.resumed):
                     raise RebuildUnfinished(
                         f"Redis does not answer for {REDIS_WAIT_S:g} s, and it may hold what was wrong of {name}: "
                         "start it and repeat the command"

@@ -165,7 +165,8 @@ def compare_command(*, a: Path, b: Path, json_path: str | None, html_path: Path 
         print_table(f"{found.profile}: A is {found.a}, B is {found.b}", list(compare.HEADINGS), compare.table(found))
         for note in [*found.notes, *(f"unproven: {why}" for why in found.unproven)]:
             click.echo(note)
-        click.echo(f"B is {found.said.value}" if found.said.value in {"better", "worse"} else found.said.value)
+        said = f"B is {found.said.value}" if found.said.value in {"better", "worse"} else found.said.value
+        click.echo(f"{said}; {found.undecided} of {len(found.lines)} measures are not decided")
         if html_path is not None:
             click.echo(f"page: {html_path}")
     if found.unproven:

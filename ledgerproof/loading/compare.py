@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,12 @@ from load.histograms import interval_ranks
 from load.result import Cell, Result, Second
 
 PERCENTS: Final = (50.0, 90.0, 99.0)
+KNEE_FILE: Final = "knee.json"
+"""What a search for the knee leaves in its run folder."""
+RATES_APART: Final = 6.0
+"""Two draws of one rate differ by more standard deviations than this next to never."""
+ERRORS_OPEN: Final = 0.005
+"""Half an interval of the difference of two shares of errors; with a wider one, no difference was not shown."""
 NOTICED: Final = 0.03
 """A ratio closer to one than this is no difference that anyone would act on, however certain it is."""
 SAME_WITHIN: Final = 1.25
@@ -60,6 +67,19 @@ class Line(msgspec.Struct, frozen=True):
     high: float | None
     said: Said
     why: str = ""
+    less_is_better: bool = True
+    difference: float | None = None
+    """B - A, where that and not the ratio is judged; `half` is half of its interval."""
+    half: float | None = None
+
+    def at(self, wider: float) -> Said:
+        """Return what is said if the interval is so many times as wide (on the scale of ratios)."""
+        if self.difference is not None and self.half is not None:
+            return _said_of_difference(self.difference, self.half * wider)
+        if self.ratio is None or self.low is None or self.high is None:
+            return self.said
+        low, high = (self.ratio * (bound / self.ratio) ** wider for bound in (self.low, self.high))
+        return _said(low, high, less_is_better=self.less_is_better)
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -75,13 +95,27 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def said(self) -> Said:
-        """Return the verdict of the whole: worse if anything is, else better if anything is."""
-        kinds = {line.said for line in self.lines}
+        """Return the verdict of the whole: worse if anything surely is, else better if anything surely is.
+
+        Of many measures some differ by chance, one in twenty at 95 %. For the whole each interval is therefore widened
+        to what all of them together keep with 95 % (Bonferroni).
+        """
+        wider = NormalDist().inv_cdf(1 - 0.025 / max(1, len(self.lines))) / NormalDist().inv_cdf(0.975)
+        kinds = {line.at(wider) for line in self.lines}
         return next((kind for kind in (Said.WORSE, Said.BETTER, Said.SAME) if kind in kinds), Said.OPEN)
+
+    @property
+    def undecided(self) -> int:
+        """How many measures are not decided."""
+        return sum(line.said is Said.OPEN for line in self.lines)
 
 
 def read_result(place: Path) -> Result:
     """Read the result in a run folder or in a file. Raises NotComparable."""
+    if (place / KNEE_FILE).exists():
+        raise NotComparable(
+            f"{place} is a search for the knee: compare its windows, {place}/windowNN.json, of one rate"
+        )
     path = place / LOAD_FILE if place.is_dir() else place
     try:
         return Result.from_json(path.read_bytes())
@@ -97,6 +131,13 @@ def compare(a: Result, b: Result, names: tuple[str, str]) -> Comparison:
         raise NotComparable(f"{names[0]} played {a.profile} and {names[1]} played {b.profile}: compare like with like")
     if [(p.name, p.start_s, p.end_s) for p in a.phases] != [(p.name, p.start_s, p.end_s) for p in b.phases]:
         raise NotComparable("the phases of the two runs differ: play both with the same profile and factors")
+    for phase in dict.fromkeys(phase.name for phase in a.phases):
+        due = [result.total(phase=phase).count for result in (a, b)]
+        if abs(due[0] - due[1]) > RATES_APART * math.sqrt(sum(due) + 1):
+            raise NotComparable(
+                f"{due[0]:,} arrivals were due in {phase} of {names[0]} and {due[1]:,} in {names[1]}: play both at the "
+                "same rates"
+            )
     notes = []
     if a.schedule_digest != b.schedule_digest:
         notes.append("the two runs played different arrivals (other seeds): their difference is in the interval")
@@ -105,7 +146,17 @@ def compare(a: Result, b: Result, names: tuple[str, str]) -> Comparison:
         spans = [(part.start_s, part.end_s) for part in a.phases if part.name == phase]
         seconds = [_within(result.seconds, spans) for result in (a, b)]
         lines.append(_throughput(phase, *seconds))
-        lines.append(_errors(phase, a.total(phase=phase), b.total(phase=phase)))
+        lines.append(_errors(phase, (a.total(phase=phase), b.total(phase=phase)), seconds))
+        alone = [
+            (name, cell.op)
+            for name, result, other in (("A", a, b), ("B", b, a))
+            for cell in result.cells
+            if cell.phase == phase and other.cell(cell.op, phase) is None
+        ]
+        lines += [
+            Line(phase, op, "any", None, None, "", None, None, None, Said.OPEN, f"only {name} has it")
+            for name, op in alone
+        ]
         ops = [cell.op for cell in a.cells if cell.phase == phase and b.cell(cell.op, phase) is not None]
         for op in ops:
             cells = a.cell(op, phase), b.cell(op, phase)
@@ -135,17 +186,20 @@ def dispersion(seconds: Sequence[Second], percent: float) -> float:
     counts = np.array([each.latencies for each in seconds if sum(each.latencies)], dtype=np.float64)
     if len(counts) < 2:
         return 1.0
-    answers = counts.sum(axis=1)
     above = counts.sum(axis=0)[::-1].cumsum()[::-1] / counts.sum()
     # Class number i begins above bound i - 1, so `above[i]` is the share slower than that bound.
     telling = np.flatnonzero((above > 0) & (above < 1))
     if not len(telling):
         return 1.0
     bound = int(telling[np.abs(np.log(above[telling] / (1 - percent / 100))).argmin()])
-    share = above[bound]
     slow = counts[:, bound:].sum(axis=1)
-    excess = (slow - answers * share) ** 2 / (answers * share * (1 - share))
-    return max(1.0, float(excess.sum() / (len(counts) - 1)))
+    return _dispersion_of(slow.astype(int).tolist(), counts.sum(axis=1).astype(int).tolist())
+
+
+class Infinite(str):
+    """Why a percentile has no value: so many arrivals got no answer that even its lower bound is infinite."""
+
+    __slots__ = ()
 
 
 def _bounds(cell: Cell, percent: float, spread: float) -> tuple[float, float, float] | str:
@@ -160,6 +214,8 @@ def _bounds(cell: Cell, percent: float, spread: float) -> tuple[float, float, fl
     answered = int(cumulated[-1])
     places = (samples * percent / 100, ranks[0] * spread, min(float(samples), ranks[1] * spread))
     wanted = [max(1, math.ceil(place - 1e-9)) for place in places]
+    if min(wanted) > answered:
+        return Infinite(f"p{percent:g} lies among the arrivals without an answer, and so does its interval")
     if max(wanted) > answered:
         return f"p{percent:g} or its interval lies among the arrivals without an answer"
     value, low, high = (latencies.upper_us(int(cumulated.searchsorted(rank))) / 1000 for rank in wanted)
@@ -169,6 +225,10 @@ def _bounds(cell: Cell, percent: float, spread: float) -> tuple[float, float, fl
 def _latency(phase: str, op: str, percent: float, cells: tuple[Cell, Cell], spread: Sequence[float]) -> Line:
     measure = f"p{percent:g}"
     first, second = (_bounds(cell, percent, each) for cell, each in zip(cells, spread, strict=True))
+    if isinstance(second, Infinite) and not isinstance(first, str):
+        return Line(phase, op, measure, first[0], None, "ms", None, None, None, Said.WORSE, f"B: {second}")
+    if isinstance(first, Infinite) and not isinstance(second, str):
+        return Line(phase, op, measure, None, second[0], "ms", None, None, None, Said.BETTER, f"A: {first}")
     if isinstance(first, str) or isinstance(second, str):
         why = "; ".join(f"{name}: {each}" for name, each in (("A", first), ("B", second)) if isinstance(each, str))
         values = [None if isinstance(each, str) else each[0] for each in (first, second)]
@@ -202,9 +262,8 @@ def _throughput(phase: str, a: Sequence[Second], b: Sequence[Second]) -> Line:
     ratio = float(per_s[1].mean() / per_s[0].mean())
     low, high = (float(each) for each in np.quantile(means_b / means_a, (0.025, 0.975)))
     said = _said(low, high, less_is_better=False)
-    return Line(
-        phase, "all", "answered well", float(per_s[0].mean()), float(per_s[1].mean()), "/s", ratio, low, high, said
-    )
+    means = [float(each.mean()) for each in per_s]
+    return Line(phase, "all", "answered well", means[0], means[1], "/s", ratio, low, high, said, less_is_better=False)
 
 
 def _resampled(
@@ -218,20 +277,44 @@ def _resampled(
     return np.maximum(means, 1e-9)
 
 
-def _errors(phase: str, a: Cell, b: Cell) -> Line:
+def _errors(phase: str, cells: tuple[Cell, Cell], seconds: Sequence[Sequence[Second]]) -> Line:
     """Compare the shares of errors by the difference of two proportions: a ratio of zeros says nothing."""
     shares, halves = [], []
-    for cell in (a, b):
+    for cell, own in zip(cells, seconds, strict=True):
         due = max(1, cell.count - cell.skipped)
+        # One bad second is not as many errors as it holds requests.
+        worth = due / _dispersion_of([each.fail + each.info for each in own], [each.sent for each in own])
         share = cell.error_share
         # Agresti and Coull: two successes and two failures more, so that no error is not taken for certainty.
-        centre = (share * due + 2) / (due + 4)
+        centre = (share * worth + 2) / (worth + 4)
         shares.append(share)
-        halves.append(1.96 * math.sqrt(centre * (1 - centre) / (due + 4)))
+        halves.append(1.96 * math.sqrt(centre * (1 - centre) / (worth + 4)))
     difference, half = shares[1] - shares[0], math.hypot(*halves)
-    said = Said.WORSE if difference > half else Said.BETTER if -difference > half else Said.SAME
     why = f"difference {difference:+.3%} ± {half:.3%}"
-    return Line(phase, "all", "errors", 100 * shares[0], 100 * shares[1], "%", None, None, None, said, why)
+    said = _said_of_difference(difference, half)
+    values = [100 * share for share in shares]
+    return Line(
+        phase, "all", "errors", values[0], values[1], "%", None, None, None, said, why, difference=difference, half=half
+    )
+
+
+def _said_of_difference(difference: float, half: float) -> Said:
+    if abs(difference) > half:
+        return Said.WORSE if difference > 0 else Said.BETTER
+    return Said.SAME if half <= ERRORS_OPEN else Said.OPEN
+
+
+def _dispersion_of(slow: Sequence[int], answers: Sequence[int]) -> float:
+    """Return how many times as much a share varies between seconds as it would by chance; at least 1."""
+    counts = np.array([answers, slow], dtype=np.float64)
+    counts = counts[:, counts[0] > 0]
+    if counts.shape[1] < 2:
+        return 1.0
+    share = counts[1].sum() / counts[0].sum()
+    if not 0 < share < 1:
+        return 1.0
+    excess = (counts[1] - counts[0] * share) ** 2 / (counts[0] * share * (1 - share))
+    return max(1.0, float(excess.sum() / (counts.shape[1] - 1)))
 
 
 HEADINGS: Final = ("phase", "operation", "measure", "A", "B", "B / A", "95 %", "verdict")

@@ -119,6 +119,10 @@ class Intake:
                     stream.take(decode(_read(source)))
         except (OSError, EOFError, RecordingError, msgspec.MsgspecError) as error:
             self.problems.append(f"the records of a worker broke off: {type(error).__name__}: {error}")
+        finally:
+            # What has no end has an unknown outcome, and may still be under way in the service.
+            for begun in stream.left():
+                self.note(begun, Complete("info", begun.attempt, begun.client, begun.t))
 
     def note(self, begun: Invoke, done: Complete) -> None:
         """Note what became of an attempt."""
@@ -141,6 +145,10 @@ class _Noting(Stream):
         super().__init__(recorder, intake.numbers)
         self._intake = intake
         self._begun: dict[int, Invoke] = {}
+
+    def left(self) -> list[Invoke]:
+        """Return the attempts that have not ended."""
+        return list(self._begun.values())
 
     def take(self, record: Record) -> None:
         """Take one record and note what it ends."""

@@ -5,6 +5,7 @@ the lowest that did not; at the end the whole history is judged, for a rate that
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,18 +13,20 @@ from typing import Any, Final
 import msgspec
 
 from invariants.files import publish
-from ledgerproof.loading.compare import LOAD_FILE
+from ledgerproof.collect import NotDrained, drain
+from ledgerproof.loading.compare import KNEE_FILE, LOAD_FILE
 from ledgerproof.loading.run import Job, play_and_collect, run_name, take_over
 from ledgerproof.progress import Step
 from ledgerproof.recording import write_config
 from load.options import drawn
 from load.profiles import Knee
-from load.result import Result
+from load.result import LAG_P99_MS, Result
 
-KNEE_FILE: Final = "knee.json"
 UP: Final = 1.5
 """Factor from a rate that held to the next, until one fails."""
 WINDOWS_MAX: Final = 16
+REST_WITHIN_S: Final = 60.0
+"""Between two windows the service has this long to finish its work; the next window shows it if it has not."""
 AGAIN: Final = 2
 """A window whose generator was late says nothing; it is played so often at most."""
 
@@ -51,6 +54,8 @@ class Found(msgspec.Struct):
     """Highest rate that held, arrivals per second; None: not even the lowest did."""
     fails: float | None = None
     """Lowest rate that did not; None: none was found up to the upper bound, so there is no knee to tell."""
+    unproven: float | None = None
+    """Lowest rate at which the generator itself failed. The search stayed below; it is no bound of the service."""
 
     @property
     def knee(self) -> float | None:
@@ -62,6 +67,11 @@ class Found(msgspec.Struct):
         """What was found, in words."""
         if self.knee is not None:
             return f"the knee is at {self.knee:,.0f}/s: {self.holds:,.0f}/s holds, {self.fails:,.0f}/s does not"
+        if self.unproven is not None and self.holds is not None:
+            return (
+                f"{self.holds:,.0f}/s held, and at {self.unproven:,.0f}/s the generator did not keep its schedule: the "
+                "knee of the service lies higher"
+            )
         if self.holds is None:
             return "not even the lowest rate held: there is no knee between the bounds"
         return f"{self.holds:,.0f}/s held and no higher rate failed: the bounds do not bracket the knee"
@@ -73,21 +83,23 @@ def search(knee: Knee, attempt: Callable[[float, int], Window]) -> Found:
     rate = knee.low_rate
     while len(found.windows) < WINDOWS_MAX:
         window = _proven(attempt, rate, found)
-        # A generator that cannot reach a rate bounds the search as a service that cannot.
         if window.held:
             found.holds = rate
             if rate >= knee.high_rate:
                 return found
+        elif window.held is None:
+            found.unproven = rate
         else:
             found.fails = rate
-            if found.holds is None:
-                return found
-        if found.fails is None:
+        if found.holds is None:
+            return found
+        above = min((bound for bound in (found.fails, found.unproven) if bound is not None), default=None)
+        if above is None:
             rate = min(knee.high_rate, rate * UP)
-        elif found.fails / (found.holds or found.fails) <= 1 + knee.tolerance:
+        elif above / found.holds <= 1 + knee.tolerance:
             return found
         else:
-            rate = math.sqrt((found.holds or 1.0) * found.fails)
+            rate = math.sqrt(found.holds * above)
     return found
 
 
@@ -100,12 +112,15 @@ def _proven(attempt: Callable[[float, int], Window], rate: float, found: Found) 
     return window
 
 
-def judged(rate: float, knee: Knee, result: Result) -> Window:
+def judged(rate: float, knee: Knee, result: Result, lag_limit_ms: float = LAG_P99_MS) -> Window:
     """Return whether a window held its rate."""
     total = result.total()
     estimate = total.percentile(99.0)
     held: bool | None
-    if result.invalid:
+    if result.dropped and result.lag_p99_ms <= lag_limit_ms:
+        # The generator was in time: the service let more requests wait than anyone would hold open.
+        held, why = False, f"{result.dropped:,} arrivals were dropped, so many requests waited for an answer"
+    elif result.invalid:
         held, why = None, "; ".join(result.invalid)
     elif estimate.refused is not None:
         held, why = None, estimate.refused
@@ -121,6 +136,8 @@ def judged(rate: float, knee: Knee, result: Result) -> Window:
 async def sought_and_collected(job: Job, knee: Knee, operations: list[str]) -> None:
     """Search, write knee.json, and bring everything home. A search without a bracket is INVALID."""
     recording = job.recording
+    # Some windows are meant to be too much for the service.
+    recording.facts.search = True
     write_config(recording, job.stack.config, operations)
 
     def attempt(rate: float, number: int, step: Step) -> Window:
@@ -140,12 +157,16 @@ async def sought_and_collected(job: Job, knee: Knee, operations: list[str]) -> N
         result = job.play(name, seed, load, ["--rate", repr(rate)], step.show)
         result.write(recording.folder / LOAD_FILE)
         kept.append(result)
-        return judged(rate, knee, result)
+        return judged(rate, knee, result, job.options.lag_limit_ms)
 
     kept: list[Result] = []
 
     async def play() -> None:
         def one(rate: float, number: int) -> Window:
+            if number:
+                # What the window before left behind is not this one's to bear.
+                with contextlib.suppress(NotDrained), job.progress.step("Draining what the window left") as step:
+                    asyncio.run(drain(job.stack.config, REST_WITHIN_S, step.show))
             with job.progress.step(f"Window {number}: {rate:,.0f}/s for {knee.window_s:g} s") as step:
                 window = attempt(rate, number, step)
                 said = {True: "held", False: "did not hold", None: "proves nothing"}[window.held]

@@ -20,6 +20,8 @@ POLL_S: Final = 0.2
 END_WITHIN_S: Final = 30.0
 """After its last answer Locust counts and writes; this is long for that."""
 STOP_TIMEOUT_S: Final = 20
+WORKERS_WITHIN_S: Final = 60
+"""A worker that dies at its start is not waited for longer."""
 
 
 class NotPlayed(Exception):
@@ -45,7 +47,8 @@ class Locusts:
         common = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--loglevel", "WARNING"]
         master = [
             *(*common, "--headless", "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port)),
-            *("--expect-workers", str(self._workers), "--exit-code-on-error", "0"),
+            *("--expect-workers", str(self._workers), "--expect-workers-max-wait", str(WORKERS_WITHIN_S)),
+            *("--exit-code-on-error", "0"),
             *("--stop-timeout", str(STOP_TIMEOUT_S), "--only-summary", "--until-input-ends"),
             *("--result", str(self._result), *self._arguments),
         ]

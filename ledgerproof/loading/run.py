@@ -121,6 +121,8 @@ class Job:
         began = time.monotonic()
 
         def tick() -> None:
+            if self._stopped:
+                raise NotPlayed("the run was stopped")
             show(
                 f"{time.monotonic() - began:.0f} s, {self.intake.sent:,} requests, "
                 f"{self.intake.acknowledged_bets:,} bets acknowledged, {self.intake.unknown_count} unknown"

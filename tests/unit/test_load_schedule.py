@@ -148,7 +148,7 @@ def test_a_trace_is_played_as_it_is(tmp_path: Path) -> None:
     ids = schedule.match_ids("world")
     assert ids[rows[5].match] == "01928c1e-0d0c-4000-8000-000000000001"
     assert ids[rows[2].match] != schedule.match_ids("another")[rows[2].match]
-    assert (schedule.created, schedule.cancelled) == ({rows[0].match}, {"b-1"})
+    assert (schedule.created, schedule.cancelled) == ({rows[0].match}, {(7, "b-1")})
     assert schedule.outcomes == [None, ["Red", "OTHER"]]
     assert schedule.spans() == [("trace", 0.0, 4.0)]
     assert schedule.operations() == {"create", "deposit", "bet", "balance", "cancel", "void"}

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
 
 import msgspec
 import polars as pl
@@ -20,7 +19,6 @@ from load.trace import (
     Trace,
     TraceError,
     read_trace,
-    uuid_of_match,
     write_synthetic,
 )
 
@@ -276,12 +274,6 @@ def test_a_trace_that_changed_is_not_replayed(tmp_path: Path) -> None:
     csv_file(tmp_path, DEPOSIT.format(time=0), DEPOSIT.format(time=1))
     with pytest.raises(TraceError, match="has changed"):
         arrivals(trace)
-
-
-def test_a_match_has_one_id() -> None:
-    name = "0190c1a2-0000-7000-8000-000000000001"
-    assert uuid_of_match(name) == UUID(name)
-    assert uuid_of_match("final") == uuid_of_match("final") != uuid_of_match("semifinal")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
