@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TextIO, TypeVar
 
 import msgspec
-import polars as pl
 
 from reference.commands import DEFAULT_OUTCOMES, MAX_AMOUNT_MINOR, MAX_KEY_LENGTH, MAX_ODDS, MAX_USER_ID, MIN_ODDS, Side
 
@@ -540,6 +539,8 @@ def _quoting(said: str, begins: int, ends: int) -> str:
 
 def _rows_of_parquet(path: Path, ignored: list[str], places: dict[str, int]) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield (row, values) of a Parquet file, a chunk at a time."""
+    import polars as pl  # noqa: PLC0415 - a generator that reads no Parquet is not to start its threads
+
     if path.stat().st_size == 0:
         raise TraceError(f"{path} is empty: it is not a Parquet file")
     try:
@@ -580,6 +581,8 @@ def write_synthetic(path: Path, *, rows: int, seed: int, rate: float = 1_000.0, 
         return path
     if path.suffix.lower() not in (".parquet", ".pq"):
         raise ValueError(f"a trace is a .csv or a .parquet file, not {path.name}")
+    import polars as pl  # noqa: PLC0415 - a generator that reads no Parquet is not to start its threads
+
     text = path.with_name(path.name + ".csv")
     try:
         _write_csv(text, rows, seed, rate, users)

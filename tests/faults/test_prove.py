@@ -103,12 +103,13 @@ def saturated(verdict: dict[str, Any]) -> bool:
 
 def test_a_short_run_with_all_faults_passes_and_leaves_nothing(place: Path) -> None:
     # The rate is one that a busy machine holds too: this test is about the proof, not about the speed.
-    for rate in (80, 40, 20):
+    for rate in (80, 80, 40, 20):
         code, out, err = finish(
             place, "--duration", "20", "--rate", str(rate), "--seed", "11", "--audit", "--json", "verdict.json"
         )
         verdict = verdict_of(place)
-        if not saturated(verdict):
+        # At such a rate a kill may meet no command under way; a run in which that happened proves nothing, and says so.
+        if not saturated(verdict) and not verdict["anomalies"].get("V02"):
             break
         (run,) = place.glob("reports/runs/*")
         shutil.rmtree(run)

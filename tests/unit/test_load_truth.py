@@ -136,15 +136,18 @@ def test_a_run_that_is_ended_leaves_nothing_running(tmp_path: Path, number: sign
 
 def test_a_trace_is_played_by_all_workers_together(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
-    lines = [f"{number / 100},{'bet' if number % 2 else 'balance'},{number}" for number in range(100)]
-    trace.write_text("\n".join(["time_s,op,user", *lines]))
+    lines = [
+        f"{number / 100},{number + 1}," + ("bet,final,HOME,BACK,200,50" if number % 2 else "balance,,,,,")
+        for number in range(100)
+    ]
+    trace.write_text("\n".join(["time,user,operation,match,selection,side,odds,stake", *lines]))
     with server("none", 2.0, []) as port:
         arguments = locust(port, tmp_path, "--trace", str(trace), "--time-factor", "1", "--first-wallet", "0")
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = Result.from_json((tmp_path / "result.json").read_bytes())
     assert {(cell.op, cell.phase, cell.ok) for cell in result.cells} == {("bet", "trace", 50), ("balance", "trace", 50)}
-    assert sorted(attempts(load(tmp_path).frame)["user"]) == list(range(100))
+    assert sorted(attempts(load(tmp_path).frame)["user"]) == list(range(1, 101))
 
 
 def test_no_module_that_cannot_live_with_gevent_enters_the_process() -> None:
