@@ -75,7 +75,7 @@ def test_a_fault_heals_even_if_its_block_raises(timeline: Timeline) -> None:
     planned = PlannedFault(1, "kill", "pg0", 0.0, 1.0)
     with pytest.raises(ZeroDivisionError), fault(cast("Stack", stack), timeline, EdgeBook(timeline, 0.0), planned):
         raise ZeroDivisionError
-    assert stack.calls == ["kill pg0", "start pg0"]
+    assert stack.calls == ["pause pg0", "kill pg0", "start pg0"]
     assert rows(timeline) == [("fault_requested", "pg0", 1), ("heal_requested", "pg0", 1)]
 
 
