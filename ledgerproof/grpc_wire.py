@@ -9,24 +9,9 @@ import grpc
 
 from ledgerproof.wire import Lost
 from ledgerproof.workload import Command
-from reference.proto import ledger_pb2 as pb
+from load.grpc_words import OPTIONS, bet_of, refusal_of
 from reference.proto import ledger_pb2_grpc
 
-_STATUS: Final = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
-_OPTIONS: Final = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # The library must never send a command twice by itself: the history would not know.
-    ("grpc.enable_retries", 0),
-)
 _CLOSE_S: Final = 1.0
 
 
@@ -34,7 +19,7 @@ class GrpcWire:
     """One channel to one API process."""
 
     def __init__(self, port: int, token: str, *, timeout_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS)
         self._stub = ledger_pb2_grpc.LedgerStub(self._channel)  # type: ignore[no-untyped-call]
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._timeout_s = timeout_s
@@ -44,23 +29,11 @@ class GrpcWire:
 
         Raises Lost when no answer of the service came: the bet may or may not have been placed.
         """
-        request = pb.PlaceBetRequest(
-            user_id=command.user,
-            key=command.key,
-            match_id=command.match_id,
-            outcome=command.selection,
-            side=command.side,
-            odds=command.odds,
-            stake_minor=command.amount,
-        )
         try:
-            reply = await self._stub.PlaceBet(request, metadata=self._metadata, timeout=self._timeout_s)
+            reply = await self._stub.PlaceBet(bet_of(command), metadata=self._metadata, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
-            trailing = dict(error.trailing_metadata() or ())
-            status = _STATUS.get(error.code())
-            not_admitted = trailing.get("x-admitted") == "0"
-            if status is None or status == 504 or (status == 503 and not not_admitted):
-                # A code of the library's own, such as UNAVAILABLE when a connection broke, says nothing.
+            status, not_admitted = refusal_of(error)
+            if status is None:
                 raise Lost(f"{error.code().name}: {error.details()}") from error
             return status, not_admitted, {"title": error.details()}
         answer: dict[str, Any] = {"outcome": reply.outcome, "replayed": reply.replayed}

@@ -7,36 +7,23 @@ request against 0.26 ms with aiohttp 3.14 (POST, 64 connections, a Granian serve
 """
 
 import asyncio
-import re
-from typing import NamedTuple, cast
+from typing import cast
 
-CONNECT_TIMEOUT_S = 1.0
-MAX_HEADER_BYTES = 65_536
+from load.answers import (
+    CLOSE,
+    CONNECT_TIMEOUT_S,
+    LENGTH,
+    MAX_HEADER_BYTES,
+    NOT_ADMITTED,
+    Lost,
+    NotSent,
+    Reply,
+    WireError,
+    get,
+    post,
+)
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
-_NOT_ADMITTED = re.compile(rb"\r\nx-admitted: *0\r\n", re.IGNORECASE)
-_CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
-
-
-class WireError(Exception):
-    """A request got no answer."""
-
-
-class NotSent(WireError):
-    """No connection could be made, so no byte of the request left this process."""
-
-
-class Lost(WireError):
-    """The request was sent and no complete answer came: it may or may not have had its effect."""
-
-
-class Reply(NamedTuple):
-    """A complete answer."""
-
-    status: int
-    not_admitted: bool
-    """The answer carries `x-admitted: 0`: the service certifies that nothing was done."""
-    body: bytes
+__all__ = ["Lost", "NotSent", "Reply", "Wire", "WireError", "get", "post"]
 
 
 class _Connection(asyncio.Protocol):
@@ -71,7 +58,7 @@ class _Connection(asyncio.Protocol):
                 self.abort("the answer's header is too long")
             return
         head = buffer[: end + 2]
-        length = _LENGTH.search(head)
+        length = LENGTH.search(head)
         if length is None or not head.startswith(b"HTTP/1."):
             # The service always sends a length; anything else is not an answer we can trust.
             self.abort("the answer has no content-length")
@@ -83,11 +70,11 @@ class _Connection(asyncio.Protocol):
         self.buffer = b""
         status = int(head[9:12])
         waiter, self.waiter = self.waiter, None
-        self.reusable = len(buffer) == total and _CLOSE.search(head) is None
+        self.reusable = len(buffer) == total and CLOSE.search(head) is None
         if waiter is None or waiter.done():
             self.reusable = False
             return
-        not_admitted = status >= 400 and _NOT_ADMITTED.search(head) is not None
+        not_admitted = status >= 400 and NOT_ADMITTED.search(head) is not None
         waiter.set_result(Reply(status, not_admitted, buffer[end + 4 : total]))
 
     def abort(self, reason: str) -> None:
@@ -163,21 +150,3 @@ class Wire:
             connection.abort("the client stopped")
         self._all.clear()
         self._idle.clear()
-
-
-def get(path: str, token: str = "") -> bytes:
-    """Return a serialised GET, with a bearer token unless that is empty."""
-    return f"GET {path} HTTP/1.1\r\nHost: ledger\r\n{_bearer(token)}\r\n".encode()
-
-
-def post(path: str, key: str, body: bytes, token: str = "") -> bytes:
-    """Return a serialised POST of a JSON body under an idempotency key, with a bearer token unless that is empty."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: ledger\r\nContent-Type: application/json\r\n{_bearer(token)}"
-        f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def _bearer(token: str) -> str:
-    return f"Authorization: Bearer {token}\r\n" if token else ""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -244,16 +244,7 @@ class Conductor:
 
 def _begun(plan: Plan) -> Plan:
     started = datetime.fromtimestamp(time.time() + LEAD_S, UTC)
-    return Plan(
-        plan.profile,
-        plan.seed,
-        plan.run,
-        started.isoformat(timespec="milliseconds"),
-        plan.digest,
-        plan.scheduled,
-        plan.workers,
-        plan.phases,
-    )
+    return replace(plan, started_at=started.isoformat(timespec="milliseconds"))
 
 
 def summary(result: Result) -> str:

@@ -15,13 +15,18 @@ def command(options: Sequence[str], *, workers: int = 1, locustfile: Path = LOCU
 
     The process ends with 0, 10 (a limit was missed), 30 (INVALID), or 2 (wrong options).
     """
-    arguments = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--only-summary"]
+    arguments = [*locust(locustfile), "--headless", "--only-summary"]
     arguments += ["--exit-code-on-error", "0", "--stop-timeout", str(STOP_TIMEOUT_S)]
     if workers > 1:
         port = str(free_port())
         arguments += ["--processes", str(workers), "--master-bind-host", "127.0.0.1"]
         arguments += ["--master-bind-port", port, "--master-port", port]
     return [*arguments, *options]
+
+
+def locust(locustfile: Path = LOCUSTFILE) -> list[str]:
+    """Return how Locust is called with a locustfile, without any option."""
+    return [sys.executable, "-m", "locust", "-f", str(locustfile)]
 
 
 def free_port() -> int:

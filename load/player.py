@@ -16,6 +16,7 @@ import msgspec
 
 from load import requests
 from load.alarm import Alarm
+from load.answers import Lost, NotSent, get, post
 from load.observer import Observer, ObserverError
 from load.plan import WorkerPlan
 from load.priority import real_time
@@ -24,7 +25,7 @@ from load.result import WorkerResult
 from load.schedule import Arrival, Schedule
 from load.tally import Tally
 from load.traces import TraceSchedule
-from load.wire import Lost, NotSent, Wire, classify, get, post
+from load.wire import Wire, classify
 
 MAX_IN_FLIGHT: Final = 4000
 """Arrivals of one worker under way at once, each on a connection of its own."""

@@ -89,9 +89,9 @@ def serve(folder: Path, address: Path, run: str, workers: int) -> bool:
     def receive(connection: socket.socket) -> None:
         try:
             with connection, connection.makefile("rb") as stream:
-                taken = streams[_worker_of(_decode(_read(stream)))] = Stream(recorder, numbers)
+                taken = streams[_worker_of(_decode(read_frame(stream)))] = Stream(recorder, numbers)
                 while not taken.whole:
-                    taken.take(_decode(_read(stream)))
+                    taken.take(_decode(read_frame(stream)))
         except (OSError, EOFError, RecordingError, msgspec.MsgspecError) as error:
             problems.append(f"{type(error).__name__}: {error}")
         finally:
@@ -134,7 +134,7 @@ def _worker_of(first: Record) -> int:
     return first.worker
 
 
-def _read(stream: BufferedReader) -> bytes:
+def read_frame(stream: BufferedReader) -> bytes:
     """Read one record's bytes. Raises EOFError if the stream ends before."""
     head = stream.read(LENGTH_BYTES)
     length = int.from_bytes(head, "big")

@@ -5,49 +5,24 @@ greenlet waits for one answer; deadlines are kept by one sweeping greenlet a poo
 costs more than the rest of it.
 """
 
-import re
 import socket as plain_socket
 import time
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import gevent
 from gevent import socket
 
-CONNECT_TIMEOUT_S: Final = 1.0
-MAX_HEADER_BYTES: Final = 65_536
+from load.answers import CLOSE, CONNECT_TIMEOUT_S, LENGTH, MAX_HEADER_BYTES, NOT_ADMITTED, Lost, NotSent, Reply
+
 MAX_BODY_BYTES: Final = 16_777_216
 RECEIVE_BYTES: Final = 65_536
 SWEEP_S: Final = 0.05
 """Deadlines are kept to this precision."""
 
-_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
-_NOT_ADMITTED: Final = re.compile(rb"\r\nx-admitted: *0\r\n", re.IGNORECASE)
-_CLOSE: Final = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 _PEEK: Final = plain_socket.MSG_PEEK | plain_socket.MSG_DONTWAIT
 
 DEFINITE_STATUSES: Final = frozenset({400, 401, 403, 404, 405, 409, 411, 413, 414, 415, 422, 429, 431})
 """Refusals by status alone: the service answered, and it answers these before or instead of posting."""
-
-
-class WireError(Exception):
-    """A request got no answer."""
-
-
-class NotSent(WireError):
-    """No connection could be made, so no byte of the request left this process."""
-
-
-class Lost(WireError):
-    """The request was sent and no complete answer came: it may or may not have had its effect."""
-
-
-class Reply(NamedTuple):
-    """A complete answer."""
-
-    status: int
-    not_admitted: bool
-    """The answer carries `x-admitted: 0`: the service certifies that nothing was done."""
-    body: bytes
 
 
 def classify(status: int, not_admitted: bool) -> str:
@@ -178,7 +153,7 @@ def _receive(sock: Any) -> tuple[Reply, bool]:
         buffer += more
         end = buffer.find(b"\r\n\r\n")
     head = buffer[: end + 2]
-    length = _LENGTH.search(head)
+    length = LENGTH.search(head)
     if length is None or not head.startswith(b"HTTP/1."):
         # The service always sends a length; anything else is not an answer we can trust.
         raise Lost("the answer has no content-length")
@@ -191,24 +166,6 @@ def _receive(sock: Any) -> tuple[Reply, bool]:
             raise Lost("connection closed within the answer")
         buffer += more
     status = int(head[9:12])
-    not_admitted = status >= 400 and _NOT_ADMITTED.search(head) is not None
-    reusable = len(buffer) == total and _CLOSE.search(head) is None
+    not_admitted = status >= 400 and NOT_ADMITTED.search(head) is not None
+    reusable = len(buffer) == total and CLOSE.search(head) is None
     return Reply(status, not_admitted, buffer[end + 4 : total]), reusable
-
-
-def get(path: str, token: str) -> bytes:
-    """Return a serialised GET, with a bearer token unless that is empty."""
-    return f"GET {path} HTTP/1.1\r\nHost: ledger\r\n{_bearer(token)}\r\n".encode()
-
-
-def post(path: str, key: str, body: bytes, token: str) -> bytes:
-    """Return a serialised POST of a JSON body under an idempotency key, with a bearer token unless that is empty."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: ledger\r\nContent-Type: application/json\r\n{_bearer(token)}"
-        f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def _bearer(token: str) -> str:
-    return f"Authorization: Bearer {token}\r\n" if token else ""

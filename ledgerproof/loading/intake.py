@@ -9,7 +9,6 @@ import contextlib
 import socket
 import tempfile
 import threading
-from io import BufferedReader
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,8 +18,8 @@ from invariants.history import Recorder, RecordingError
 from ledgerproof import workload
 from ledgerproof.client import Identity, identity_of
 from ledgerproof.workload import Command
-from load.recording import Numbers, Stream
-from load.records import LENGTH_BYTES, Complete, Hello, Invoke, Record
+from load.recording import Numbers, Stream, read_frame
+from load.records import Complete, Hello, Invoke, Record
 from reference.commands import Side
 
 CLOSE_WITHIN_S: Final = 30.0
@@ -114,9 +113,9 @@ class Intake:
         decode_hello = msgspec.msgpack.Decoder(Hello).decode
         try:
             with connection.makefile("rb") as source:
-                decode_hello(_read(source))
+                decode_hello(read_frame(source))
                 while not stream.whole:
-                    stream.take(decode(_read(source)))
+                    stream.take(decode(read_frame(source)))
         except (OSError, EOFError, RecordingError, msgspec.MsgspecError) as error:
             self.problems.append(f"the records of a worker broke off: {type(error).__name__}: {error}")
         finally:
@@ -191,12 +190,3 @@ def command_of(begun: Invoke) -> Command | None:
         raise RecordingError(f"attempt {begun.attempt} of a worker says too little of its {begun.op}") from error
     # A command on a match is a compare-and-set: nobody needs to send it again to know what became of it.
     return None
-
-
-def _read(stream: BufferedReader) -> bytes:
-    """Read one record's bytes. Raises EOFError if the stream ends before."""
-    head = stream.read(LENGTH_BYTES)
-    data = stream.read(int.from_bytes(head, "big"))
-    if len(head) < LENGTH_BYTES or len(data) < int.from_bytes(head, "big"):
-        raise EOFError("they ended without the last one")
-    return data

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import IO, Final
 
 import msgspec
 
+from load.launch import free_port, locust
 from load.result import Result
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-LOCUSTFILE: Final = ROOT / "load" / "locustfile.py"
 POLL_S: Final = 0.2
 END_WITHIN_S: Final = 30.0
 """After its last answer Locust counts and writes; this is long for that."""
@@ -43,8 +41,8 @@ class Locusts:
 
     def start(self) -> None:
         """Start master and workers. Raises OSError."""
-        port = _free_port()
-        common = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--loglevel", "WARNING"]
+        port = free_port()
+        common = [*locust(), "--loglevel", "WARNING"]
         master = [
             *(*common, "--headless", "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port)),
             *("--expect-workers", str(self._workers), "--expect-workers-max-wait", str(WORKERS_WITHIN_S)),
@@ -108,9 +106,3 @@ class Locusts:
                 process.stdin.close()
         for log in self._logs:
             log.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,8 +14,9 @@ from ledgerproof import wire as main_wire
 from ledgerproof import workload as main_workload
 from load import requests
 from load.alarm import Alarm
+from load.answers import Lost, NotSent, get, post
 from load.schedule import Arrival
-from load.wire import DEFINITE_STATUSES, Lost, NotSent, Wire, classify, get, post
+from load.wire import DEFINITE_STATUSES, Wire, classify
 from reference.commands import Side
 
 ANSWER = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n{}"
