@@ -34,6 +34,7 @@ from ledgerproof.failpoints_command import failpoints_group
 from ledgerproof.judge_command import judge_command
 from ledgerproof.live.command import audit_command
 from ledgerproof.loading.command import load_group
+from ledgerproof.modelling.command import sim_group
 from ledgerproof.mutants.command import mutants_command
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import (
@@ -48,7 +49,6 @@ from ledgerproof.output import check_writable, json_path_option, out_option, pri
 from ledgerproof.plan_command import replay_plan_command
 from ledgerproof.progress import Progress, print_error
 from ledgerproof.shards_command import shards_command
-from ledgerproof.sim_command import sim_command
 from ledgerproof.sla_command import sla_command
 from ledgerproof.synth_command import bench_judge_command, synth_command
 from ledgerproof.trace_command import trace_command
@@ -429,7 +429,7 @@ def _other_judges(text: str) -> list[str]:
 
 
 cli.add_command(judge_command)
-cli.add_command(sim_command)
+cli.add_command(sim_group)
 cli.add_command(explain_command)
 cli.add_command(sometimes_command)
 cli.add_command(shards_command)

@@ -1,4 +1,4 @@
-"""`ledgerproof sim` prints a table or JSON, says what it does not know, and refuses what cannot be simulated."""
+"""`ledgerproof sim writer` prints a table or JSON, says what it does not know, and refuses what cannot be simulated."""
 
 import inspect
 import json
@@ -7,14 +7,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ledgerproof import cli
-from ledgerproof.sim_command import sim_command
+from ledgerproof.modelling.writer_command import writer_command
 from sim.writer_model import Parameters
 
 SHORT = ("--duration", "2", "--replications", "3")
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.cli, ["sim", *arguments])
+    return CliRunner().invoke(cli.cli, ["sim", "writer", *arguments])
 
 
 def test_the_table_states_latency_saturation_and_what_was_not_measured() -> None:
@@ -68,7 +68,7 @@ def test_wrong_arguments_exit_2_with_a_message(arguments: list[str]) -> None:
 
 
 def test_defaults_of_the_command_are_those_of_the_model() -> None:
-    typed = {option.name: option.default for option in sim_command.params}
+    typed = {option.name: option.default for option in writer_command.params}
     model = inspect.signature(Parameters).parameters
     for name, parameter in model.items():
         if parameter.default is not parameter.empty:

@@ -1,4 +1,4 @@
-"""`ledgerproof sim`: the capacity model on the command line, for parameters that the user types."""
+"""`ledgerproof sim writer`: batching, queue and deadline of one writer, for parameters that the user types."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +17,7 @@ HAND_TYPED: Final = (
 OPTIMISTIC: Final = "Writers of one server do not slow each other in this model: read capacity as an upper bound."
 
 
-@click.command("sim")
+@click.command("writer")
 @click.option("--rate", "rate_per_s", type=float, default=540.0, show_default=True, help="Commands per second.")
 @click.option("--servers", type=int, default=4, show_default=True, help="Postgres servers.")
 @click.option("--apis", type=int, default=2, show_default=True, help="API processes, each with a writer per server.")
@@ -30,8 +30,8 @@ OPTIMISTIC: Final = "Writers of one server do not slow each other in this model:
 @click.option("--replications", type=int, default=10, show_default=True, help="Independent runs, 2 to 31.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same prediction.")
 @json_flag
-def sim_command(*, as_json: bool, **typed: Any) -> int:
-    """Predict throughput, latency and refusals of the command path by simulation (SimPy); starts nothing.
+def writer_command(*, as_json: bool, **typed: Any) -> int:
+    """Predict throughput, latency and refusals of the batching writer alone, by simulation (SimPy); starts nothing.
 
     The service times are parameters that YOU type: the defaults are examples, not measurements of your machine.
     Calibration from measured runs comes with the full capacity model. Until then this shows how batching, queue

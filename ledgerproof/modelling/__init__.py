@@ -1,0 +1,1 @@
+"""`ledgerproof sim …`: the capacity model on the command line."""
