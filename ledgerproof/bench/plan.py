@@ -4,9 +4,11 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["bets", "grpc_bets", "bulk", "deposits", "balances", "static"]
+Kind = Literal["bets", "grpc_bets", "bulk", "deposits", "balances", "mixed", "static"]
 """bets: one bet a request; grpc_bets: the same over gRPC, closed loop only; bulk: many; deposits: open the wallets;
-balances: reads; static: GET /."""
+balances: reads; mixed: bets and reads of balances; static: GET /."""
+CURVE_PERCENTS = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9)
+"""Percentiles of a window's curves."""
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
@@ -39,6 +41,10 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Reads only: the query string, with its question mark."""
     bulk: int = 1_000
     """Commands in one bulk request."""
+    read_share: float = 0.0
+    """Mixed only: share of the requests that read a balance."""
+    hot_share: float = 0.0
+    """Mixed only: share of the bets that come from the first wallet."""
     token: str = ""
     """Bearer token of every request; empty for a service that asks for none."""
     count: str = ""
@@ -92,6 +98,10 @@ class Window(msgspec.Struct, kw_only=True):
     """The body of the first answer of 300 and above."""
     p99_by_second_ms: list[float | None] = []
     accepted_by_second: list[int] = []
+    curves_ms: dict[str, list[float | None]] = {}
+    """Latencies at CURVE_PERCENTS, of mixed requests by what they ask for (`bets`, `reads`)."""
+    accepted_of: dict[str, int] = {}
+    """Accepted answers by the same."""
 
     @property
     def accepted_per_s(self) -> float:
