@@ -72,7 +72,8 @@ class Window(msgspec.Struct, kw_only=True):
     lag_p99_ms: float
     """How late the generator was."""
     cpu_s: dict[str, float]
-    """CPU seconds of each process of the service, and of the `generator`."""
+    """CPU seconds of each process of the service, of the sessions of each server by role (`pg0 ledger_api`, which are
+    in those of `pg0`), and of the `generator`."""
     busy_s: float
     """CPU seconds of the whole machine, whoever used them."""
     steal_s: float
@@ -85,6 +86,8 @@ class Window(msgspec.Struct, kw_only=True):
     """Batches that took no longer than so many seconds (cumulative)."""
     posted: int
     """Entries in those batches."""
+    work: dict[str, float] = {}
+    """What the workers did: `relay jobs`, `matcher jobs`, `matcher batches`, and so on."""
 
     @property
     def accepted_per_s(self) -> float:

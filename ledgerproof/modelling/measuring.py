@@ -4,6 +4,8 @@ Everything is read from outside of the window: CPU of each process, of the machi
 batches. The ledger is judged at the end, for a rate of a ledger that lost something is no rate.
 """
 
+import asyncio
+import contextlib
 import re
 import time
 from collections import defaultdict
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import psutil
 
 from compose.stack import DEFAULT_ROOT, Stack
 from compose.state import StackSpec
@@ -35,6 +38,17 @@ TICKS_PER_S: Final = 100
 """Unit of /proc/stat on Linux (USER_HZ)."""
 _POST: Final = re.compile(r"^db_query_duration_seconds_(sum|count|bucket)\{([^}]*)\} ([0-9.eE+]+)$", re.MULTILINE)
 _ENTRIES: Final = re.compile(r"^ledger_entries_total ([0-9.eE+]+)$", re.MULTILINE)
+_WORK: Final = re.compile(
+    r"^(worker_jobs_processed_total|worker_job_duration_seconds_count|events_published_total)"
+    r'\{(?:group|server)="([^"]+)"\} ([0-9.eE+]+)$',
+    re.MULTILINE,
+)
+"""Messages and batches of each worker, and events of the relay."""
+WORK: Final = {"worker_jobs_processed_total": "jobs", "worker_job_duration_seconds_count": "batches"}
+WORKERS: Final = ("relay", "matcher", "settler", "projector")
+SESSIONS: Final = (
+    "SELECT pid, coalesce(usename, backend_type) AS who FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+)
 _LIMIT: Final = re.compile(r'le="([^"]+)"')
 
 
@@ -150,6 +164,7 @@ class _Reading(msgspec.Struct):
     steal_s: float
     posts: dict[str, float]
     posted: float
+    work: dict[str, float]
 
 
 def _reading(bench: Bench) -> _Reading:
@@ -162,9 +177,30 @@ def _reading(bench: Bench) -> _Reading:
                 limit = _LIMIT.search(labels)
                 posts[limit.group(1) if what == "bucket" and limit else what] += float(value)
         posted += sum(float(value) for value in _ENTRIES.findall(text))
+    work: dict[str, float] = defaultdict(float)
+    for sort in WORKERS:
+        for name in bench.stack.nodes_of(sort):
+            for what, who, value in _WORK.findall(scrape(bench.stack.port(name)) or ""):
+                work["relay jobs" if sort == "relay" else f"{who} {WORK[what]}"] += float(value)
     cpu = {node.name: node.cpu_s for node in bench.stack.status(memory=False)}
+    cpu.update(asyncio.run(_sessions_s(bench)))
     busy, steal = _machine_s()
-    return _Reading(cpu, busy, steal, dict(posts), posted)
+    return _Reading(cpu, busy, steal, dict(posts), posted, dict(work))
+
+
+async def _sessions_s(bench: Bench) -> dict[str, float]:
+    """Return the CPU seconds of the sessions of each server by role, as `pg0 ledger_api`."""
+    found: dict[str, float] = defaultdict(float)
+    for server in bench.config.servers:
+        connection = await bench.superuser(server)
+        try:
+            for row in await connection.fetch(SESSIONS):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = psutil.Process(row["pid"]).cpu_times()
+                    found[f"{server.name} {row['who']}"] += times.user + times.system
+        finally:
+            await connection.close()
+    return dict(found)
 
 
 def _difference(before: _Reading, after: _Reading, duration_s: float) -> Window:
@@ -188,6 +224,7 @@ def _difference(before: _Reading, after: _Reading, duration_s: float) -> Window:
         post_s=posts.pop("sum", 0.0),
         post_buckets=posts,
         posted=int(after.posted - before.posted),
+        work={name: value - before.work.get(name, 0.0) for name, value in after.work.items()},
     )
 
 
