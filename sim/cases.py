@@ -39,6 +39,13 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return float(self.settings.get(name, default))
 
 
+class Burst(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Requests of which `size` are due at the same moment."""
+
+    rate_per_s: float
+    size: int
+
+
 class Cases(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The configuration that the model is calibrated on, and the others that it is scored on."""
 
@@ -47,6 +54,9 @@ class Cases(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Bets alone, at rates that leave most of the machine idle."""
     read_rates_per_s: list[float]
     """Reads alone."""
+    bet_bursts: list[Burst]
+    """Bets that come many at a time: large batches at a low rate, for what one of many costs."""
+    read_bursts: list[Burst]
     window_s: float
     saturation_s: float
     connections: int
@@ -61,6 +71,8 @@ class Window(msgspec.Struct, kw_only=True):
 
     offered_per_s: float | None
     read_share: float
+    burst: int
+    """Requests that were due at the same moment."""
     duration_s: float
     due: int
     accepted: int

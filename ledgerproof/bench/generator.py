@@ -366,7 +366,7 @@ def quantile_ms(seconds: Times, share: float) -> float | None:
 def prepare(plan: Plan) -> Load:
     """Draw the schedule and build the requests of a window; call it inside the running event loop."""
     if plan.loop == "open":
-        due = poisson(plan.rate, plan.duration_s, plan.seed)
+        due = poisson(plan.rate, plan.duration_s, plan.seed, plan.burst)
         return Load(plan, build(plan, len(due)), due)
     return Load(plan, build(plan, plan.requests_max), None)
 

@@ -21,6 +21,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Open: length of the schedule. Closed: no request begins after this."""
     rate: float = 0.0
     """Open only: requests per second that are due, on average."""
+    burst: int = 1
+    """Open only: so many requests are due at the same moment."""
     requests_max: int = 0
     """Closed only: requests prepared; the window ends early when they are used up, unless they repeat."""
     repeat: bool = False

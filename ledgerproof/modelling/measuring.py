@@ -29,7 +29,7 @@ from ledgerproof.bench.plan import Plan as LoadPlan
 from ledgerproof.interrupts import terminate_as_interrupt
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.progress import Progress
-from sim.cases import Cases, Measured, Shape, Window
+from sim.cases import Burst, Cases, Measured, Shape, Window
 
 IDLE_S: Final = 6.0
 CLOSED_RATE_MAX: Final = 12_000
@@ -84,12 +84,15 @@ def measure(shape: Shape, cases: Cases, rates_per_s: Sequence[float], progress: 
                 with progress.step(f"{shape.name}: idle"):
                     found.idle = _idle(bench)
             for rate in rates_per_s:
-                found.windows.append(_at(bench, shape, rate, cases.window_s))
+                found.windows.append(_at(bench, shape, Burst(rate, 1), cases.window_s))
                 bench.drain()
             if idle:
-                for rate in cases.read_rates_per_s:
-                    reads = msgspec.structs.replace(shape, read_share=1.0)
-                    found.windows.append(_at(bench, reads, rate, cases.window_s))
+                reads = msgspec.structs.replace(shape, read_share=1.0)
+                for burst in cases.bet_bursts:
+                    found.windows.append(_at(bench, shape, burst, cases.window_s))
+                    bench.drain()
+                for burst in [*(Burst(rate, 1) for rate in cases.read_rates_per_s), *cases.read_bursts]:
+                    found.windows.append(_at(bench, reads, burst, cases.window_s))
             with progress.step(f"{shape.name}: saturation") as step:
                 found.saturation = _saturated(bench, shape, cases)
                 step.detail = f"{found.saturation.accepted_per_s:,.0f}/s"
@@ -105,12 +108,15 @@ def measure(shape: Shape, cases: Cases, rates_per_s: Sequence[float], progress: 
     return found
 
 
-def _at(bench: Bench, shape: Shape, rate: float, duration_s: float) -> Window:
-    with bench.progress.step(f"{shape.name}: {rate:,.0f}/s, {shape.read_share:.0%} reads") as step:
+def _at(bench: Bench, shape: Shape, burst: Burst, duration_s: float) -> Window:
+    rate = burst.rate_per_s
+    each = f" in bursts of {burst.size}" if burst.size > 1 else ""
+    with bench.progress.step(f"{shape.name}: {rate:,.0f}/s{each}, {shape.read_share:.0%} reads") as step:
         plan = bench.plan(
             "mixed",
             loop="open",
             rate=rate,
+            burst=burst.size,
             duration_s=duration_s,
             read_share=shape.read_share,
             hot_share=shape.hot_share,
@@ -147,6 +153,7 @@ def _window(bench: Bench, plan: LoadPlan, rate: float | None) -> Window:
     window = _difference(readings[0], readings[1], played.duration_s)
     window.offered_per_s = rate
     window.read_share = plan.read_share
+    window.burst = plan.burst
     window.due = played.due
     window.accepted = played.accepted
     window.statuses = played.statuses
@@ -209,6 +216,7 @@ def _difference(before: _Reading, after: _Reading, duration_s: float) -> Window:
     return Window(
         offered_per_s=0.0,
         read_share=0.0,
+        burst=1,
         duration_s=duration_s,
         due=0,
         accepted=0,
