@@ -31,6 +31,8 @@ from ledgerproof.machine import commit, describe_machine
 from ledgerproof.progress import Progress
 from sim.cases import Burst, Cases, Measured, Shape, Window
 
+UNDISTURBED: Final = {"reconcile_every_s": 0.0}
+"""A pass of the reconciler takes seconds once a minute: it would fall into one window in five, and score by luck."""
 IDLE_S: Final = 6.0
 CLOSED_RATE_MAX: Final = 12_000
 """Requests are prepared for this many a second where saturation is measured."""
@@ -60,7 +62,7 @@ def measure(shape: Shape, cases: Cases, rates_per_s: Sequence[float], progress: 
     """Measure a configuration on a stack of its own. Raises LedgerWrong, and what the bench raises."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
-    spec = StackSpec(servers=shape.servers, apis=shape.apis, settings=dict(shape.settings))
+    spec = StackSpec(servers=shape.servers, apis=shape.apis, settings={**UNDISTURBED, **shape.settings})
     with terminate_as_interrupt():
         with progress.step(f"{shape.name}: starting {shape.servers} servers and {shape.apis} APIs"):
             stack = Stack.start(spec, DEFAULT_ROOT, progress=progress.show)
