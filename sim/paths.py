@@ -10,7 +10,7 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,6 +187,15 @@ class Batching:
             raise ValueError("batch and queue must be 1 or more, times not negative")
 
 
+class Batch(NamedTuple):
+    """One batch: when it left its queue, when its service began, when it ended, and how many were in it."""
+
+    taken_s: float
+    began_s: float
+    ended_s: float
+    size: int
+
+
 @dataclass(slots=True)
 class _Gate:
     """The queue of one batch server: who waits, who is refused, and when the next batch begins."""
@@ -229,20 +238,20 @@ class _Gate:
         return batch
 
 
-def gated_batches(arrived_s: Times, own_s: Times, rules: Batching) -> tuple[Times, list[tuple[float, int]]]:
-    """Return departures of one batch server, and start and size of each batch; batch number k has `own_s[k]`."""
+def gated_batches(arrived_s: Times, own_s: Times, rules: Batching) -> tuple[Times, list[Batch]]:
+    """Return departures of one batch server, and its batches; batch number k has the time `own_s[k]` of its own."""
     left, batches = shared_batches([arrived_s], [own_s], rules, 1)
-    return left[0], [(start, size) for start, _, size in batches]
+    return left[0], batches
 
 
 def shared_batches(
     arrived_s: Sequence[Times], own_s: Sequence[Times], rules: Batching, slots: int
-) -> tuple[list[Times], list[tuple[float, float, int]]]:
+) -> tuple[list[Times], list[Batch]]:
     """Return departures of several batch servers that share `slots` places to be served in, and their batches.
 
     Each server's batch goes to the shared station, which serves `slots` batches at a time, first come first served;
-    until it is answered the server waits. Batch number k of server i has the time `own_s[i][k]` of its own. A batch
-    is (left the queue, began to be served, size). Raises ValueError without a slot.
+    until it is answered the server waits. Batch number k of server i has the time `own_s[i][k]` of its own.
+    Raises ValueError without a slot.
     """
     if slots < 1:
         raise ValueError("a station needs a server")
@@ -254,7 +263,7 @@ def shared_batches(
     counts = [0] * len(gates)
     own = [times.tolist() for times in own_s]
     free = [0.0] * slots
-    batches = []
+    batches: list[Batch] = []
     # A server's next batch depends on nobody else's, so that batches can be taken in the order in which they begin.
     due = [(begins, number) for number, gate in enumerate(gates) if (begins := gate.begins(0.0)) is not None]
     heapq.heapify(due)
@@ -267,7 +276,7 @@ def shared_batches(
         for customer in batch:
             left[number][customer] = ends
         counts[number] += 1
-        batches.append((begins, served, len(batch)))
+        batches.append(Batch(begins, served, ends, len(batch)))
         if (begins := gates[number].begins(ends)) is not None:
             heapq.heappush(due, (begins, number))
     return [np.asarray(times) for times in left], batches

@@ -167,8 +167,8 @@ def test_gated_batches(case: tuple[Any, Any], per_customer: float, batch: int, q
 
     left, batches = paths.gated_batches(arrived, fixed, rules)
     assert_same(left, simulated(arrived, build))
-    assert sum(size for _, size in batches) == np.count_nonzero(~np.isnan(left))
-    assert max((size for _, size in batches), default=0) <= batch
+    assert sum(each.size for each in batches) == np.count_nonzero(~np.isnan(left))
+    assert max((each.size for each in batches), default=0) <= batch
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 3), st.sampled_from([0.0, 0.3]))
@@ -212,7 +212,7 @@ def test_who_arrives_as_a_service_ends_still_finds_it_busy() -> None:
 def test_a_linger_ends_when_the_batch_is_full() -> None:
     arrived = np.array([0.0, 1.0, 2.0, 9.0])
     left, batches = paths.gated_batches(arrived, np.full(4, 0.5), Batching(0.0, batch_max=2, queue_max=9, linger_s=3.0))
-    assert batches == [(1.0, 2), (5.0, 1), (12.0, 1)]
+    assert [(batch.taken_s, batch.size) for batch in batches] == [(1.0, 2), (5.0, 1), (12.0, 1)]
     assert left.tolist() == [1.5, 1.5, 5.5, 12.5]
 
 
