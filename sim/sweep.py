@@ -8,9 +8,10 @@ goes on where it stopped, and a wider one computes only what is new.
 import contextlib
 import hashlib
 import itertools
+import logging
 import math
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,7 +21,7 @@ import numpy as np
 
 from sim.command_path import LIMITS, MODEL, Configuration, Outcome, check_limits, evaluate
 from sim.statistics import MIN_REPLICATIONS
-from sim.tables import TableError, parse_toml
+from sim.tables import TableError
 
 RESULTS: Final = "results.jsonl"
 PARQUET: Final = "results.parquet"
@@ -29,9 +30,13 @@ MAX_STEPS: Final = 10_000
 MAX_CUSTOMERS: Final = 5_000_000
 MAX_REPLICATIONS: Final = 1_000
 MAX_CUSTOMERS_IN_ALL: Final = 100_000_000_000
+WRITTEN: Final = "write a number, numbers with commas, or FROM:TO:STEPS"
 AHEAD: Final = 4
 """Configurations per process that are handed to Dask before the first is done: none waits, few are lost."""
 CLOSE_S: Final = 20.0
+"""How long an answer of the scheduler may take."""
+SILENT: Final = logging.CRITICAL
+"""Dask tells every interrupted worker as a warning."""
 
 Whole = frozenset(field.name for field in msgspec.structs.fields(Configuration) if field.type is int)
 """Parameters that are whole numbers."""
@@ -42,11 +47,13 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"fi
 
     first: float
     last: float
-    steps: Annotated[int, msgspec.Meta(ge=2, le=MAX_STEPS)]
+    steps: int
     scale: Literal["linear", "log"] = "linear"
 
     def __post_init__(self) -> None:
         """Refuse what has no values between."""
+        if not 2 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps must be 2 to {MAX_STEPS:,}, not {self.steps:,}")
         if not self.first < self.last:
             raise ValueError(f"to must be above from, which is {self.first:g}")
         if self.scale == "log" and not self.first > 0:
@@ -155,17 +162,15 @@ def with_values(sweep: Sweep, assignments: tuple[str, ...]) -> Sweep:
             raise TableError(f"--grid {assignment}: {name}: there is no such parameter; there are {', '.join(LIMITS)}")
         try:
             numbers = [float(part) for part in text.replace(":", ",").split(",")]
-            given[name] = Range(numbers[0], numbers[1], int(numbers[2])) if text.count(":") == 2 else numbers
-        except (ValueError, IndexError) as error:
-            raise TableError(
-                f"--grid {assignment}: {name}: write a number, numbers with commas, or FROM:TO:STEPS"
-            ) from error
-        # One more way to write a file: the same checks, the same words.
-        line = msgspec.toml.encode({"grid": {name: msgspec.to_builtins(given[name])}}).decode()
+        except ValueError as error:
+            raise TableError(f"--grid {assignment}: {name}: {WRITTEN}") from error
+        if ":" in text and (text.count(":") != 2 or "," in text or not numbers[2].is_integer()):
+            raise TableError(f"--grid {assignment}: {name}: {WRITTEN}")
         try:
-            parse_toml(line, Sweep, "")
-        except TableError as error:
-            raise TableError(f"--grid {assignment}: {str(error).split(': ', 1)[1]}") from error
+            given[name] = Range(numbers[0], numbers[1], int(numbers[2])) if ":" in text else numbers
+            expanded(name, given[name])
+        except ValueError as error:
+            raise TableError(f"--grid {assignment}: {name}: {str(error).removeprefix(name).strip()}") from error
     try:
         return msgspec.structs.replace(sweep, grid=Grid(**given))
     except ValueError as error:
@@ -224,17 +229,18 @@ def here(sweep: Sweep, missing: dict[str, Configuration]) -> Iterator[tuple[str,
         yield digest, evaluate(configuration, sweep.customers, sweep.replications, sweep.seed)
 
 
-def on_dask(scheduler: str | None, workers: int) -> Compute:
+def on_dask(scheduler: str | None, workers: int, scratch: Path) -> Compute:
     """Return what computes on a Dask cluster: that of the address, or `workers` local processes of its own.
 
-    The workers of a cluster need this package. Local processes end with the sweep, whatever ends it.
+    The workers of a cluster need this package. Local processes end with the sweep, whatever ends it; `scratch` is
+    theirs, and is removed. Raises OSError if no scheduler answers.
     """
 
     def compute(sweep: Sweep, missing: dict[str, Configuration]) -> Iterator[tuple[str, Outcome]]:
         from distributed import as_completed  # noqa: PLC0415 - slow to import
 
         todo = iter(missing.items())
-        with _client(scheduler, workers) as client:
+        with _client(scheduler, workers, scratch) as client:
 
             def submit(count: int) -> list[Any]:
                 return [
@@ -260,28 +266,30 @@ def _evaluated(
 
 
 @contextlib.contextmanager
-def _client(scheduler: str | None, workers: int) -> Iterator[Any]:
+def _client(scheduler: str | None, workers: int, scratch: Path) -> Iterator[Any]:
     from distributed import Client, LocalCluster  # noqa: PLC0415 - slow to import
 
     if scheduler is not None:
         with Client(scheduler, timeout=CLOSE_S) as client:
             yield client
         return
-    # A folder of its own: Dask would leave one behind where the user stands.
-    with (
-        tempfile.TemporaryDirectory(prefix="ledgerproof-sweep-") as scratch,
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            local_directory=scratch,
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster, timeout=CLOSE_S) as client,
-    ):
-        yield client
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with (
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                local_directory=str(scratch),
+                silence_logs=SILENT,
+            ) as cluster,
+            Client(cluster, timeout=CLOSE_S) as client,
+        ):
+            yield client
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

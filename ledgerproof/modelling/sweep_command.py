@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sim.sweep import Row, Sweep
 
 SWEEPS_FOLDER: Final = Path("reports/sweeps")
+SCRATCH: Final = ".scratch"
 SHOWN_ROWS_MAX: Final = 40
 TYPED: Final = (
     "Service times are those of the file or the command line; docs/capacity.md says where to get measured ones."
@@ -91,7 +92,7 @@ def sweep_command(
     place = folder or SWEEPS_FOLDER / (file.stem if file else "grid")
     progress = Progress()
     began = time.monotonic()
-    compute = sweeping.on_dask(scheduler, workers or os.cpu_count() or 1)
+    compute = sweeping.on_dask(scheduler, workers or os.cpu_count() or 1, place / SCRATCH)
     with _alone_in(place), terminate_as_interrupt(), _bar(progress, sweep) as done:
         try:
             rows = sweeping.run(sweep, place, compute, done)
