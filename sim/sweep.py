@@ -199,14 +199,16 @@ def run(
     folder: Path,
     compute: "Compute",
     done: Callable[[int, int], None] = lambda _finished, _of: None,
+    every: int = 1,
 ) -> list[Row]:
     """Compute what the folder does not hold yet, and return the rows of the sweep in the order of the grid.
 
+    `every` n-th configuration is a sample of the sweep.
     `done(finished, of)` is told about progress, first about what was there. Whoever interrupts this loses only
     configurations under way.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {digest_of(sweep, each): each for each in sweep.configurations()}
+    wanted = {digest_of(sweep, each): each for each in sweep.configurations()[::every]}
     rows = {digest: row for digest, row in stored_rows(folder).items() if digest in wanted}
     done(len(rows), len(wanted))
     missing = {digest: each for digest, each in wanted.items() if digest not in rows}
