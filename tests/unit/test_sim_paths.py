@@ -209,6 +209,17 @@ def test_who_arrives_as_a_service_ends_still_finds_it_busy() -> None:
     assert np.isnan(paths.finite_capacity(arrived, service, 1, 1)).tolist() == [False, True, False]
 
 
+def test_an_outage_that_begins_as_a_service_ends_comes_first() -> None:
+    arrived, service, edges = np.array([0.0, 0.5]), np.array([1.0, 1.0]), np.array([[1.0, 2.0]])
+
+    def build(env: simpy.Environment) -> Any:
+        station = BreakableServer(env, [1.0], [2.0])
+        return [station], lambda n: station.visit(service[n])
+
+    assert simulated(arrived, build).tolist() == [2.0, 3.0]
+    assert paths.interrupted(arrived, service, edges[:, 0], edges[:, 1]).tolist() == [2.0, 3.0]
+
+
 def test_a_linger_ends_when_the_batch_is_full() -> None:
     arrived = np.array([0.0, 1.0, 2.0, 9.0])
     left, batches = paths.gated_batches(arrived, np.full(4, 0.5), Batching(0.0, batch_max=2, queue_max=9, linger_s=3.0))
