@@ -42,6 +42,10 @@ Whole = frozenset(field.name for field in msgspec.structs.fields(Configuration) 
 """Parameters that are whole numbers."""
 
 
+class ClusterFailed(Exception):
+    """No scheduler answers, its workers do not have this package, or they died; the message says which."""
+
+
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"first": "from", "last": "to"}):
     """Values from one to another, both included; whole parameters are rounded, and doubles left out."""
 
@@ -235,11 +239,13 @@ def on_dask(scheduler: str | None, workers: int, scratch: Path) -> Compute:
     """Return what computes on a Dask cluster: that of the address, or `workers` local processes of its own.
 
     The workers of a cluster need this package. Local processes end with the sweep, whatever ends it; `scratch` is
-    theirs, and is removed. Raises OSError if no scheduler answers.
+    theirs, and is removed. What it returns raises ClusterFailed.
     """
 
     def compute(sweep: Sweep, missing: dict[str, Configuration]) -> Iterator[tuple[str, Outcome]]:
-        from distributed import as_completed  # noqa: PLC0415 - slow to import
+        from concurrent.futures import CancelledError  # noqa: PLC0415
+
+        from distributed import KilledWorker, as_completed  # noqa: PLC0415 - slow to import
 
         todo = iter(missing.items())
         with _client(scheduler, workers, scratch) as client:
@@ -253,7 +259,11 @@ def on_dask(scheduler: str | None, workers: int, scratch: Path) -> Compute:
             processes = max(1, sum(client.nthreads().values()))
             under_way = as_completed(submit(AHEAD * processes))
             for future in under_way:
-                yield future.result()
+                try:
+                    answer = future.result()
+                except (KilledWorker, CancelledError, ImportError) as error:
+                    raise ClusterFailed(f"{type(error).__name__}: {error}") from error
+                yield answer
                 future.release()
                 for more in submit(1):
                     under_way.add(more)
@@ -272,7 +282,12 @@ def _client(scheduler: str | None, workers: int, scratch: Path) -> Iterator[Any]
     from distributed import Client, LocalCluster  # noqa: PLC0415 - slow to import
 
     if scheduler is not None:
-        with Client(scheduler, timeout=CLOSE_S) as client:
+        try:
+            client = Client(scheduler, timeout=CLOSE_S)
+        except (OSError, ValueError) as error:
+            # An address that is none is a ValueError.
+            raise ClusterFailed(f"no scheduler at {scheduler}: {error}") from error
+        with client:
             yield client
         return
     shutil.rmtree(scratch, ignore_errors=True)

@@ -26,7 +26,18 @@ SHOWN_ROWS_MAX: Final = 40
 TYPED: Final = (
     "Service times are those of the file or the command line; docs/capacity.md says where to get measured ones."
 )
-EXIT_CODES: Final = """\b
+EPILOG: Final = """\b
+A file:
+   customers = 20000                     # of one replication
+   replications = 5
+   [grid]
+   rate_per_s = {from = 200, to = 2000, steps = 10}
+   batch_max = [1, 16, 256]
+\b
+Parameters:
+   rate_per_s, gateway_ms, gateway_scv, gateway_servers, apis, api_ms, api_scv, servers, slots, fixed_ms,
+   fixed_scv, per_command_ms, batch_max, queue_max, linger_ms
+\b
 Exit codes:
    0  every configuration was simulated
    2  usage: the grid names a field or a value that cannot be (file, line and field are said), or no cluster answers
@@ -34,7 +45,7 @@ Exit codes:
 """
 
 
-@click.command("sweep", epilog=EXIT_CODES)
+@click.command("sweep", epilog=EPILOG)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--grid",
@@ -68,14 +79,7 @@ def sweep_command(
     as_json: bool,
     **changed: int | None,
 ) -> int:
-    r"""Simulate every combination of the values that FILE (TOML) and --grid name.
-
-    \b
-    customers = 20000                                # of one replication
-    replications = 5
-    [grid]
-    rate_per_s = {from = 200, to = 2000, steps = 10}
-    batch_max = [1, 16, 256]
+    """Simulate every combination of the values that FILE (TOML) and --grid name.
 
     Parameters that are not named keep their defaults. Results go to results.jsonl one by one, at the end also to
     results.parquet; killed or stopped, the same command goes on, and a wider grid computes only what is new.
@@ -96,9 +100,8 @@ def sweep_command(
     with _alone_in(place), terminate_as_interrupt(), _bar(progress, sweep) as done:
         try:
             rows = sweeping.run(sweep, place, compute, done)
-        except OSError as error:
-            # No scheduler at the address, or no room for results: both are said by the system's own words.
-            raise EnvironmentProblem(f"the sweep stopped: {error}; what is done is in {place}") from error
+        except (sweeping.ClusterFailed, OSError) as error:
+            raise EnvironmentProblem(f"the sweep stopped: {error}; what is done is kept in {place}") from error
     sweeping.write_parquet(rows, place / sweeping.PARQUET)
     if as_json:
         print_json({"folder": str(place), "rows": rows, "notes": [TYPED]})

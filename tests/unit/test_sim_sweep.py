@@ -230,6 +230,20 @@ def test_two_sweeps_do_not_write_to_one_folder(tmp_path: Path) -> None:
     assert "another sweep" in str(result.exception)
 
 
+def test_an_address_without_a_scheduler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "CLOSE_S", 1.0)
+    for address in ("tcp://127.0.0.1:9", "nonsense://here"):
+        result = command("--grid", "apis=1", "--scheduler", address, "--out", str(tmp_path))
+        assert isinstance(result.exception, cli.EnvironmentProblem)
+        assert f"no scheduler at {address}" in str(result.exception)
+
+
+def test_help_names_every_parameter() -> None:
+    text = command("--help").stdout
+    for name in Configuration.__struct_fields__:
+        assert name in text, name
+
+
 def test_a_sweep_of_nothing_is_refused() -> None:
     result = command()
     assert result.exit_code == 2
