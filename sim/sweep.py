@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -207,9 +207,8 @@ def run(
 ) -> list[Row]:
     """Compute what the folder does not hold yet, and return the rows of the sweep in the order of the grid.
 
-    `every` n-th configuration is a sample of the sweep.
-    `done(finished, of)` is told about progress, first about what was there. Whoever interrupts this loses only
-    configurations under way.
+    `done(finished, of)` is told about progress, first about what was there. With `every` above 1 only each n-th
+    configuration is computed, as a sample. Whoever interrupts this loses only configurations under way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {digest_of(sweep, each): each for each in sweep.configurations()[::every]}
@@ -217,8 +216,9 @@ def run(
     done(len(rows), len(wanted))
     missing = {digest: each for digest, each in wanted.items() if digest not in rows}
     if missing:
-        with _appended(folder / RESULTS) as append:
-            for digest, outcome in compute(sweep, missing):
+        # Closed at once, whatever happens between two answers: local workers end then.
+        with _appended(folder / RESULTS) as append, contextlib.closing(compute(sweep, missing)) as answers:
+            for digest, outcome in answers:
                 row = Row(digest, wanted[digest], sweep.customers, sweep.replications, sweep.seed, outcome)
                 append(row)
                 rows[digest] = row
@@ -226,10 +226,11 @@ def run(
     return [rows[digest] for digest in wanted]
 
 
-Compute = Callable[[Sweep, dict[str, Configuration]], Iterator[tuple[str, Outcome]]]
+Answers = Generator[tuple[str, Outcome], None, None]
+Compute = Callable[[Sweep, dict[str, Configuration]], Answers]
 
 
-def here(sweep: Sweep, missing: dict[str, Configuration]) -> Iterator[tuple[str, Outcome]]:
+def here(sweep: Sweep, missing: dict[str, Configuration]) -> Answers:
     """Compute in this process, one configuration after the other."""
     for digest, configuration in missing.items():
         yield digest, evaluate(configuration, sweep.customers, sweep.replications, sweep.seed)
@@ -242,7 +243,7 @@ def on_dask(scheduler: str | None, workers: int, scratch: Path) -> Compute:
     theirs, and is removed. What it returns raises ClusterFailed.
     """
 
-    def compute(sweep: Sweep, missing: dict[str, Configuration]) -> Iterator[tuple[str, Outcome]]:
+    def compute(sweep: Sweep, missing: dict[str, Configuration]) -> Answers:
         from concurrent.futures import CancelledError  # noqa: PLC0415
 
         from distributed import KilledWorker, as_completed  # noqa: PLC0415 - slow to import

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 from ledgerproof import cli
 from sim import sweep as sweeping
-from sim.command_path import Configuration, Outcome
-from sim.sweep import Range, Row, Sweep, digest_of, here, run, stored_rows, with_values
+from sim.command_path import Configuration
+from sim.sweep import Answers, Range, Row, Sweep, digest_of, here, run, stored_rows, with_values
 from sim.tables import TableError, parse_toml
 
 TEXT = """\
@@ -102,7 +102,7 @@ def test_results_are_found_again_and_a_wider_grid_computes_only_what_is_new(tmp_
     first = run(sweep_of(), tmp_path, here)
     computed: list[str] = []
 
-    def counting(sweep: Sweep, missing: dict[str, Configuration]) -> Iterator[tuple[str, Outcome]]:
+    def counting(sweep: Sweep, missing: dict[str, Configuration]) -> Answers:
         for digest, outcome in here(sweep, missing):
             computed.append(digest)
             yield digest, outcome
@@ -134,7 +134,7 @@ def test_a_line_that_a_kill_cut_short_is_computed_again(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_sweep_keeps_what_was_done(tmp_path: Path) -> None:
-    def interrupted(sweep: Sweep, missing: dict[str, Configuration]) -> Iterator[tuple[str, Outcome]]:
+    def interrupted(sweep: Sweep, missing: dict[str, Configuration]) -> Answers:
         yield next(here(sweep, missing))
         raise KeyboardInterrupt
 
@@ -213,8 +213,7 @@ def test_a_stopped_sweep_leaves_no_process_and_keeps_its_results(tmp_path: Path,
     assert set(kept) <= {digest_of(wanted, each) for each in wanted.configurations()}
 
 
-def until(true: "object", within_s: float) -> None:
-    assert callable(true)
+def until(true: Callable[[], bool], within_s: float) -> None:
     end = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
