@@ -5,6 +5,7 @@ import click
 from ledgerproof.modelling.calibrate_command import calibrate_command
 from ledgerproof.modelling.fidelity_command import fidelity_command
 from ledgerproof.modelling.measure_command import measure_command
+from ledgerproof.modelling.sweep_command import sweep_command
 from ledgerproof.modelling.writer_command import writer_command
 
 
@@ -16,4 +17,5 @@ def sim_group() -> None:
 sim_group.add_command(calibrate_command)
 sim_group.add_command(fidelity_command)
 sim_group.add_command(measure_command)
+sim_group.add_command(sweep_command)
 sim_group.add_command(writer_command)
