@@ -2,6 +2,8 @@
 
 import click
 
+from ledgerproof.modelling.demands_command import demands_command
+from ledgerproof.modelling.plan_command import plan_command
 from ledgerproof.modelling.writer_command import writer_command
 
 
@@ -11,3 +13,5 @@ def sim_group() -> None:
 
 
 sim_group.add_command(writer_command)
+sim_group.add_command(demands_command)
+sim_group.add_command(plan_command)
