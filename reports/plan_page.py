@@ -39,7 +39,7 @@ PARTS: Final = {
     "overhead": "overhead",
 }
 """Parts of the cost, and their words."""
-FIGURES: Final = ("api_pods", "servers", "brokers", "cores", "cost")
+FIGURES: Final = ("api_pods", "servers", "brokers", "cost")
 MOVES_MAX: Final = 14
 """Bars of the tornado."""
 ROW_PT: Final = 17.0
@@ -132,6 +132,10 @@ def _rounded(value: float) -> str:
 
 
 def _amount(value: float) -> str:
+    """Return a number in three digits, and a whole one below ten thousand in all of its own."""
+    if abs(value) >= 10_000:
+        digits = 10 ** (len(str(int(abs(value)))) - 3)
+        return integer(round(value / digits) * digits)
     return integer(value) if abs(value) >= 100 or value == int(value) else number(value)
 
 
@@ -224,7 +228,7 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> Table | None:
     counts = list(levels[0]["costs"])
     rows = [
         [
-            Cell(level["name"], "strong"),
+            Cell(level["name"].replace(" ", NBSP), "strong"),
             Cell(level["pattern"]),
             Cell(_rounded(level["users_max"])),
             Cell(level["binding"]),
@@ -247,9 +251,7 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def _assumptions(assumptions: Sequence[Mapping[str, Any]]) -> Table | None:
-    rows = [
-        [Cell(each["name"], "strong"), Cell(f"{_amount(each['value'])}"), Cell(each["source"])] for each in assumptions
-    ]
+    rows = [[Cell(each["name"], "strong"), Cell(f"{each['value']:,}"), Cell(each["source"])] for each in assumptions]
     return make_table("Assumptions", [Column("Name", "code"), Column("Value", "num"), Column("Source")], rows)
 
 

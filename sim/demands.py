@@ -52,7 +52,7 @@ class Demand(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.value < self.low:
             raise ValueError(f"value must be at least low, {self.low:g}, not {self.value:g}")
         if self.high < self.value:
-            raise ValueError(f"high must be at least value, {self.value:g}, not {self.high:g}")
+            raise ValueError(f"value must be at most high, {self.high:g}, not {self.value:g}")
 
 
 class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

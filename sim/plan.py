@@ -251,6 +251,11 @@ def calculate(assume: Assumptions, demand: Mapping[str, float], price: Mapping[s
     return figures
 
 
+def ratio(amount: float, per: float) -> float:
+    """Return amount ÷ per, infinite where nothing is needed per unit."""
+    return amount / per if per > 0 else math.inf
+
+
 def _count(figures: Figures, name: str, made: tuple[int, str, dict[str, float]], what: str) -> None:
     figures.numbers[name], binding, figures.constraints[name] = made
     figures.binding[name] = f"{what}: {binding}" if what else binding
@@ -278,7 +283,7 @@ def _api(assume: Assumptions, demand: Mapping[str, float], rates: Rates, figures
     figures.numbers["api_busy_cores"] = cores
     figures.numbers["api_processes"] = figures.numbers["api_pods"] * processes
     # What one pod carries at the utilisation that is aimed at, of this mix.
-    figures.numbers["pod_requests_per_s"] = rates.requests / cores * processes * assume.target_utilisation
+    figures.numbers["pod_requests_per_s"] = ratio(rates.requests, cores) * processes * assume.target_utilisation
 
 
 def _consumers(assume: Assumptions, demand: Mapping[str, float], rates: Rates, figures: Figures) -> None:
@@ -346,12 +351,12 @@ def _servers(assume: Assumptions, demand: Mapping[str, float], rates: Rates, fig
     cap = assume.server_cores * assume.target_utilisation
     alone = (fixed + rates.writes * batch_cpu * aged / 1000) / cap
     # Where batches form, every writer is busy all the time and costs batch_cpu of each writer_ms.
-    slope = batch_cpu * aged / writer_ms
+    slope = ratio(batch_cpu * aged, writer_ms)
     together = math.inf
     if cap > slope * per_server:
         together = (fixed - slope * rates.writes * entry_ms / 1000) / (cap - slope * per_server)
     wants = {
-        "CPU": min(alone, together if 0 < together <= alone else alone),
+        "CPU": min(alone, max(together, 0.0)),
         "posting": rates.writes * (writer_ms / BATCH_MAX + entry_ms) / 1000 / per_server / assume.target_utilisation,
         "storage": numbers["database_gb"] / (assume.server_disk_gb * assume.disk_fill_share),
         "relay": rates.events / (demand["relay_per_s"] * assume.target_utilisation),
@@ -385,11 +390,13 @@ def _brokers(assume: Assumptions, demand: Mapping[str, float], rates: Rates, fig
     stream = rates.events * demand["outbox_bytes_per_event"] / 1e6
     # In once, to and from each further copy, and out to each group.
     network = stream * (1 + 2 * (copies - 1) + len(GROUPS))
-    _, by_cpu, cpu = spread(busy, assume.broker_cores, assume)
-    _, by_network, wire = spread(network, assume.broker_network_mb_per_s, assume)
+    by_cpu, by_network = (
+        spread(needed, each, assume)[2]
+        for needed, each in ((busy, assume.broker_cores), (network, assume.broker_network_mb_per_s))
+    )
     wants = {
-        f"CPU, {by_cpu}": cpu[by_cpu],
-        f"network, {by_network}": wire[by_network],
+        **{f"CPU: {name}": value for name, value in by_cpu.items()},
+        **{f"network: {name}": value for name, value in by_network.items()},
         "storage": figures.numbers["kafka_copies_gb"] / (assume.broker_disk_gb * assume.disk_fill_share),
         "partitions": figures.numbers["partitions"] * copies / assume.broker_partitions,
         "copies": float(copies),

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from sim.demands import Demands
-from sim.plan import GROUPS, Assumptions, Figures, Plan, Prices, PriceTable, calculate
+from sim.plan import GROUPS, Assumptions, Figures, Plan, Prices, PriceTable, batch_of, calculate
 from sim.plan_levels import Level, levels
 from sim.plan_seed import Verdict, judge
 
@@ -195,6 +195,18 @@ def moved(assume: Assumptions, name: str, factor: float) -> Assumptions:
     raise AssertionError("the value itself is within its range")
 
 
+def postgres_ms_per_bet(demand: Mapping[str, float], events_per_bet: float) -> float:
+    """Return the CPU in ms of Postgres for a bet up to the match, at the rate that was measured.
+
+    The parts were measured alone; their sum beside `bet_postgres_ms`, measured of the whole, is a check of the
+    formulas. The last event of a bet is that of its settlement, which is not in the measurement.
+    """
+    batch = batch_of(demand["measured_bets_per_s"], demand["post_batch_ms"], demand["post_entry_ms"])
+    posting = demand["post_cpu_entry_ms"] + demand["post_cpu_batch_ms"] / batch
+    events = max(1.0, events_per_bet - 1) * (demand["relay_postgres_ms"] + demand["projector_postgres_ms"])
+    return posting + events + demand["matcher_postgres_ms"]
+
+
 def notes_of(assume: Assumptions, demands: Demands, figures: Figures) -> list[str]:
     """Return what was measured, what is assumed to scale from it, and why that may fail."""
     numbers = figures.numbers
@@ -206,6 +218,12 @@ def notes_of(assume: Assumptions, demands: Demands, figures: Figures) -> list[st
             f"Measured on {demands.cores} cores that ran everything at once: "
             f"{demand['measured_bets_per_s'].value:,.0f} bets/s without a growing backlog. The plan is for "
             f"{numbers['bets_per_s']:,.0f} bets/s, {factor:.3g} times as many: it is an extrapolation."
+        )
+    if factor is not None and "bet_postgres_ms" in demand:
+        model = postgres_ms_per_bet({name: each.value for name, each in demand.items()}, assume.events_per_bet)
+        notes.append(
+            f"Check: at the measured rate, of one process and one server, the formulas give {model:.2g} ms of Postgres a "
+            f"bet that is not settled yet; measured were {demand['bet_postgres_ms'].value:.2g} ms."
         )
     notes += [
         "CPU for one operation is assumed to be the same on every core and at every size of the system. It may be "

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from reference.routing import SHARDS
-from sim.plan import GROUPS, Assumptions, calculate, rates_of, read_ms, spread
+from sim.plan import GROUPS, Assumptions, calculate, rates_of, ratio, read_ms, spread
 
 COUNTS: Final = (500, 2_000, 10_000, 100_000, 1_000_000)
 """Users at which the seed's table changes its level, and those between."""
@@ -79,18 +79,16 @@ def _single(assume: Assumptions, demand: Mapping[str, float], price: Mapping[str
     rates = rates_of(assume)
     busy = single_postgres_cores(assume, demand, events=events)
     processes = _api_cores(assume, demand, events=events) / assume.target_utilisation
+    each = assume.writer_connections + assume.pool_size
+    disk_bytes = assume.single_server_disk_gb * assume.disk_fill_share * 1e9
     limits = {
-        "CPU of Postgres": assume.single_server_cores * assume.target_utilisation / busy * users,
-        "disk": assume.single_server_disk_gb
-        * assume.disk_fill_share
-        * 1e9
-        / _bytes_per_user(assume, demand, events=events),
-        "connections": assume.max_connections / (processes * (assume.writer_connections + assume.pool_size)) * users,
+        "CPU of Postgres": ratio(assume.single_server_cores * assume.target_utilisation, busy) * users,
+        "disk": ratio(disk_bytes, _bytes_per_user(assume, demand, events=events)),
+        "connections": ratio(assume.max_connections, processes * each) * users,
+        "queue": ratio(assume.queue_jobs_per_s, rates.writes) * users,
     }
-    if rates.writes > 0:
-        limits["queue"] = assume.queue_jobs_per_s / rates.writes * users
     if events:
-        limits["relay"] = demand["relay_per_s"] * assume.target_utilisation / rates.events * users
+        limits["relay"] = ratio(demand["relay_per_s"] * assume.target_utilisation, rates.events) * users
     binding = min(limits, key=lambda name: limits[name])
     costs: dict[int, float | None] = {}
     for count in COUNTS:

@@ -120,7 +120,8 @@ def plan_command(
         from reports.plan_page import render_plan  # noqa: PLC0415 - loads matplotlib
 
         try:
-            render_plan(as_json(found), html_path)
+            with Progress().step("Drawing the page"):
+                render_plan(as_json(found), html_path)
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {html_path}: {error.strerror}") from error
     if json_path == "-":
