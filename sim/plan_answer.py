@@ -222,8 +222,8 @@ def notes_of(assume: Assumptions, demands: Demands, figures: Figures) -> list[st
     if factor is not None and "bet_postgres_ms" in demand:
         model = postgres_ms_per_bet({name: each.value for name, each in demand.items()}, assume.events_per_bet)
         notes.append(
-            f"Check: at the measured rate, of one process and one server, the formulas give {model:.2g} ms of Postgres a "
-            f"bet that is not settled yet; measured were {demand['bet_postgres_ms'].value:.2g} ms."
+            f"Check: at the measured rate, of one process and one server, the formulas give {model:.2g} ms of Postgres "
+            f"for a bet that is not settled yet; measured were {demand['bet_postgres_ms'].value:.2g} ms."
         )
     notes += [
         "CPU for one operation is assumed to be the same on every core and at every size of the system. It may be "
