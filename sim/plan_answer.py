@@ -126,8 +126,12 @@ def _intervals(
         figures = _with_more(calculate(assume, demand, price), assume, demand)
         for name, value in figures.numbers.items():
             found.setdefault(name, []).append(value)
+    # Drawn values themselves and nothing between two of them: there is no half pod, and some values are infinite.
     return {
-        name: (float(np.percentile(values, TAIL_PERCENT)), float(np.percentile(values, 100 - TAIL_PERCENT)))
+        name: (
+            float(np.percentile(values, TAIL_PERCENT, method="lower")),
+            float(np.percentile(values, 100 - TAIL_PERCENT, method="higher")),
+        )
         for name, values in found.items()
     }
 
@@ -249,10 +253,11 @@ def notes_of(assume: Assumptions, demands: Demands, figures: Figures) -> list[st
         f"{numbers['writers']:,.0f} writers share the writes, so a batch holds {numbers['mean_batch']:.3g} commands on "
         f"average and Postgres pays {numbers['postgres_ms_per_write']:.2g} ms a write. Fuller batches are cheaper."
     )
-    notes.append(
-        f"{assume.entries_per_user:,.0f} entries a user are reached after {numbers['ledger_days']:.2g} days at the "
-        "planned mean rate; older entries have to be archived by then, which is not in the plan."
-    )
+    if numbers["entries_per_s"] > 0:
+        notes.append(
+            f"{assume.entries_per_user:,.0f} entries a user are reached after {numbers['ledger_days']:.2g} days at the "
+            "planned mean rate; older entries have to be archived by then, which is not in the plan."
+        )
     if assume.zones > 1:
         notes.append(
             "With a zone lost, a standby of the same size takes over for each primary there, so the servers keep their "

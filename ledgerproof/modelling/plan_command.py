@@ -22,6 +22,8 @@ Exit codes:
 PROBLEMS_EXIT: Final = 10
 MOVES_SHOWN: Final = 16
 """Rows of the sensitivity that are printed; --json has all."""
+QUIET_SAMPLES: Final = 20_000
+"""So many draws take about two seconds: fewer need no progress."""
 NEEDS: Final = (
     ("API pods", "api_pods", "", ("API pods",)),
     ("projectors", "projectors", "", ()),
@@ -133,10 +135,6 @@ def plan_command(
         if html_path is not None:
             click.echo(f"page: {html_path}")
     return PROBLEMS_EXIT if found.figures.problems else 0
-
-
-QUIET_SAMPLES: Final = 20_000
-"""So many draws take about two seconds: fewer need no progress."""
 
 
 def needs(found: "Answer") -> list[dict[str, Any]]:
@@ -267,4 +265,4 @@ def _print_levels(found: "Answer") -> None:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:,.3g}"

@@ -247,6 +247,35 @@ def test_a_moved_assumption_stays_within_its_range() -> None:
     assert moved(PLAN.assume, "peak_factor", 0.8).peak_factor == 1
 
 
+RANGES = {
+    name: (low, high)
+    for name, low, high in (
+        ("users", 1, 10**9), ("read_share", 0, 1), ("bet_share", 0.01, 1), ("zones", 1, 9), ("standbys", 0, 9),
+        ("replication_factor", 1, 9), ("max_connections", 1, 10**6), ("pod_memory_gb", 0.01, 100.0),
+        ("mean_share", 1e-9, 1), ("requests_per_user_per_s", 1e-9, 10.0), ("entries_per_user", 1e-3, 1e6),
+        ("outage_s", 0, 1e6), ("drain_s", 1e-3, 1e6), ("server_cores", 1, 256), ("target_utilisation", 0.05, 0.99),
+    )
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_assumptions_within_their_ranges_are_answered(data: st.DataObject) -> None:
+    chosen = data.draw(st.lists(st.sampled_from(sorted(RANGES)), unique=True, max_size=5))
+    changes = {
+        name: data.draw(st.integers(*RANGES[name]) if isinstance(getattr(PLAN.assume, name), int) else
+                        st.one_of(st.sampled_from([float(bound) for bound in RANGES[name]]), st.floats(*RANGES[name])))
+        for name in chosen
+    }  # fmt: skip
+    plan = msgspec.structs.replace(PLAN, assume=msgspec.structs.replace(PLAN.assume, **changes))
+    found = answer(plan, STORED, PRICED, samples=3)
+    for name in GROWING:
+        assert math.isfinite(found.figures.numbers[name]), name
+        assert found.figures.numbers[name] >= 0, name
+    used = found.figures.numbers.get("consumer_use_zone_lost", 0.0)
+    assert used <= plan.assume.zone_lost_utilisation + 1e-9, "a lost zone must leave the headroom that was asked for"
+
+
 # --- intervals --------------------------------------------------------------------------------------------
 
 
