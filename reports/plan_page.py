@@ -139,6 +139,10 @@ def _amount(value: float) -> str:
     return integer(value) if abs(value) >= 100 or value == int(value) else number(value)
 
 
+def _measured(value: float) -> str:
+    return integer(value) if value >= 1_000 else f"{value:.4g}"
+
+
 def _between(low: float, high: float) -> str:
     return _amount(low) if low == high else f"{_amount(low)} to {_amount(high)}"
 
@@ -252,15 +256,15 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> Table | None:
 
 def _assumptions(assumptions: Sequence[Mapping[str, Any]]) -> Table | None:
     rows = [[Cell(each["name"], "strong"), Cell(f"{each['value']:,}"), Cell(each["source"])] for each in assumptions]
-    return make_table("Assumptions", [Column("Name", "code"), Column("Value", "num"), Column("Source")], rows)
+    return make_table("Assumptions", [Column("Name", "code keep"), Column("Value", "num"), Column("Source")], rows)
 
 
 def _demands(demands: Mapping[str, Mapping[str, Any]]) -> Table | None:
     rows = [
         [
             Cell(name, "strong"),
-            Cell(f"{each['value']:.4g}"),
-            Cell(f"{each['low']:.4g} to {each['high']:.4g}"),
+            Cell(_measured(each["value"])),
+            Cell(f"{_measured(each['low'])} to {_measured(each['high'])}"),
             Cell(each["unit"]),
             Cell(each["of"]),
             Cell(each["source"]),
@@ -268,7 +272,7 @@ def _demands(demands: Mapping[str, Mapping[str, Any]]) -> Table | None:
         for name, each in demands.items()
     ]
     columns = [
-        Column("Name", "code"),
+        Column("Name", "code keep"),
         Column("Value", "num"),
         Column("Interval", "num"),
         Column("Unit"),
@@ -290,7 +294,7 @@ def _prices(prices: Mapping[str, Mapping[str, Any]]) -> Table | None:
         for name, each in prices.items()
     ]
     columns = [
-        Column("Name", "code"),
+        Column("Name", "code keep"),
         Column("Value", "num"),
         Column("Interval", "num"),
         Column("Unit"),
