@@ -3,8 +3,10 @@
 import click
 
 from ledgerproof.modelling.calibrate_command import calibrate_command
+from ledgerproof.modelling.demands_command import demands_command
 from ledgerproof.modelling.fidelity_command import fidelity_command
 from ledgerproof.modelling.measure_command import measure_command
+from ledgerproof.modelling.plan_command import plan_command
 from ledgerproof.modelling.sweep_command import sweep_command
 from ledgerproof.modelling.writer_command import writer_command
 
@@ -19,3 +21,5 @@ sim_group.add_command(fidelity_command)
 sim_group.add_command(measure_command)
 sim_group.add_command(sweep_command)
 sim_group.add_command(writer_command)
+sim_group.add_command(demands_command)
+sim_group.add_command(plan_command)
