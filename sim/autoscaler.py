@@ -1,4 +1,4 @@
-"""The autoscalers' algorithms, without a clock of their own: the HPA of Kubernetes, KEDA on Kafka lag, the seed's steps.
+"""The autoscalers' algorithms, without a clock of their own: Kubernetes' HPA, KEDA on Kafka lag, the seed's steps.
 
 Sources, public documentation:
 - Kubernetes, "Horizontal Pod Autoscaling", sections "Algorithm details" and "Configurable scaling behavior", and the

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Final, Literal
 
-import msgspec
+from msgspec.structs import replace
 
 from sim.scaling_loops import Outcome, Trace, api_run, consumer_run
-from sim.scaling_world import Announced, HpaPolicy, KedaPolicy, Policy, Score, Shape, World
+from sim.scaling_world import Announced, HpaPolicy, KedaPolicy, Policy, Score, Shape, StepPolicy, World
 from sim.writer_model import STUDENT_T_975, Estimate
 
 Role = Literal["consumers", "api"]
@@ -37,7 +37,8 @@ class Line:
     beyond_target_s: Estimate
     beyond_alert_s: Estimate
     peak: Estimate
-    recovery_s: Estimate
+    recovery_s: Estimate | None
+    """None if the shape has no disturbance."""
     unrecovered: int
     """Replications that ended beyond the target."""
     scale_events: Estimate
@@ -107,9 +108,9 @@ def run_once(world: World, role: Role, policy: Policy, shape: Shape, replication
     """Run one policy of one role once. Raises ValueError for a policy by lag at the API, which has none."""
     if role == "consumers":
         return consumer_run(world, policy, shape, replication)
-    if not isinstance(policy, HpaPolicy):
-        raise ValueError("the API scales by CPU and memory, so its policies are of kind hpa")
-    return api_run(world, policy, shape, replication)
+    if isinstance(policy, HpaPolicy):
+        return api_run(world, policy, shape, replication)
+    raise ValueError("the API scales by CPU and memory, so its policies are of kind hpa")
 
 
 def compare(
@@ -134,7 +135,7 @@ def compare(
             tell(f"{role}, {shape_name}, {name}")
             runs = [run_once(world, role, policy, shape, number).outcome for number in range(world.replications)]
             prices[name] = [price(world.score, run) for run in runs]
-            lines.append(_line(role, name, shape_name, shape, runs, prices[name]))
+            lines.append(_line(world, role, name, shape_name, runs))
         for name, own in prices.items():
             if name != "seed" and "seed" in prices:
                 gap = interval([mine - seeds for mine, seeds in zip(own, prices["seed"], strict=True)])
@@ -142,11 +143,12 @@ def compare(
     return Comparison(lines, differences)
 
 
-def _line(role: Role, name: str, shape_name: str, shape: Shape, runs: Sequence[Outcome], prices: list[float]) -> Line:
+def _line(world: World, role: Role, name: str, shape_name: str, runs: Sequence[Outcome]) -> Line:
+    shape = world.shapes[shape_name]
+
     def of(field: str) -> Estimate:
         found = interval([float(getattr(run, field)) for run in runs])
         return Estimate(found.mean, max(found.low, 0.0), found.high)
-
 
     still = _still(shape, role)
     hours = shape.duration_s / 3600
@@ -162,14 +164,14 @@ def _line(role: Role, name: str, shape_name: str, shape: Shape, runs: Sequence[O
         beyond_target_s=of("beyond_target_s"),
         beyond_alert_s=of("beyond_alert_s"),
         peak=of("peak"),
-        recovery_s=of("recovery_s"),
+        recovery_s=of("recovery_s") if shape.disturbed_s is not None else None,
         unrecovered=sum(not run.recovered for run in runs),
         scale_events=of("scale_events"),
         reversals_per_h=of("reversals_per_h"),
         amplitude=of("amplitude"),
         pod_hours=of("pod_hours"),
         refused_share=of("refused_share"),
-        score=interval(prices),
+        score=interval([price(world.score, run) for run in runs]),
         settles=rests if still else None,
     )
 
@@ -216,22 +218,21 @@ def _trials(world: World, role: Role) -> Iterable[tuple[dict[str, float], Policy
     for value, threshold, down_s, floor in itertools.product(
         first, thresholds, grid.down_stabilisation_s, grid.announced_replicas
     ):
-        floored = Announced(floor, best.announced.lead_s) if floor and best.announced is not None else None
+        floored = Announced(floor, grid.announced_lead_s) if floor else None
+        if isinstance(best, StepPolicy):
+            raise ValueError("policies.best: steps by lag have no grid; write a policy of kind keda or hpa")  # noqa: TRY004
         if isinstance(best, KedaPolicy):
-            down = msgspec.structs.replace(best.scaled.down, stabilisation_s=down_s)
+            down = replace(best.scaled.down, stabilisation_s=down_s)
             settings = {"rate_per_replica_per_s": value, "lag_threshold": threshold}
-            policy: Policy = msgspec.structs.replace(
+            policy: Policy = replace(
                 best,
-                scaled=msgspec.structs.replace(best.scaled, down=down),
-                kafka=msgspec.structs.replace(best.kafka, lag_threshold=threshold),
+                scaled=replace(best.scaled, down=down),
+                kafka=replace(best.kafka, lag_threshold=threshold),
                 rate_per_replica_per_s=value,
                 announced=floored,
             )
-        elif isinstance(best, HpaPolicy):
-            down = msgspec.structs.replace(best.behaviour.down, stabilisation_s=down_s)
-            settings = {"cpu": value}
-            behaviour = msgspec.structs.replace(best.behaviour, down=down)
-            policy = msgspec.structs.replace(best, cpu=value, behaviour=behaviour, announced=floored)
         else:
-            raise ValueError("policies.best: steps by lag have no grid; write a policy of kind keda or hpa")
+            down = replace(best.behaviour.down, stabilisation_s=down_s)
+            settings = {"cpu": value}
+            policy = replace(best, cpu=value, behaviour=replace(best.behaviour, down=down), announced=floored)
         yield {**settings, "down_stabilisation_s": down_s, "announced_replicas": float(floor)}, policy

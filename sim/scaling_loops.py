@@ -26,11 +26,11 @@ from sim.autoscaler import (
     pods_desired,
     step_desired,
 )
+from sim.draws import Floats
 from sim.scaling_world import (
     MAX_STEPS,
     STEP_S,
     Announced,
-    Floats,
     HpaPolicy,
     KedaPolicy,
     Policy,
@@ -44,6 +44,8 @@ from sim.scaling_world import (
 
 STARTS_DRAWN: Final = 2048
 """Start times drawn for a run; a policy that starts more pods meets the first ones again."""
+RECOVERED_FOR_S: Final = 120.0
+"""A queue has recovered once it stays below the target for so long: eight looks of a controller."""
 SETTLED_SHARE: Final = 0.5
 """The last part of a run, in which the amplitude is taken."""
 
@@ -78,14 +80,15 @@ class Outcome:
     """What one run of one policy measured."""
 
     beyond_target_s: float
-    """Consumers: seconds with more lag than the target. API: seconds in which a request waits longer than the target."""
+    """Consumers: seconds with more lag than the target. API: seconds in which a request waits longer than that."""
     beyond_alert_s: float
     """Consumers: seconds with more lag than the alert. API: seconds in which requests were refused."""
     peak: float
     """Largest lag in events, or longest wait in seconds."""
-    recovery_s: float
-    """From the disturbance to the last moment beyond the target; the rest of the run if it ends beyond."""
+    recovery_s: float | None
+    """From the disturbance until the queue stays below the target for RECOVERED_FOR_S; None without a disturbance."""
     recovered: bool
+    """Whether it did: otherwise `recovery_s` is the rest of the run."""
     scale_events: int
     reversals_per_h: float
     """Changes of direction per hour."""
@@ -249,7 +252,7 @@ def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -
         queue[step] = float(lag.sum()) + rest
         lagging[step] = group.partitions if rest >= group.partitions else int((lag > 1).sum())
         wanted[step], ready[step] = fleet.wanted, fleet.ready
-    outcome = _outcome(shape, queue, wanted, group.target_lag, queue > group.alert_lag, 0.0)
+    outcome = _outcome(shape, queue, wanted, target=group.target_lag, alerts=queue > group.alert_lag)
     return Trace(offered, queue, wanted, ready, outcome)
 
 
@@ -293,7 +296,7 @@ def api_run(world: World, policy: HpaPolicy, shape: Shape, replication: int) -> 
         busy[step] = done / (capacity * STEP_S) if capacity else 0.0
         wanted[step], ready[step] = fleet.wanted, fleet.ready
     share = float(refused.sum() / (offered.sum() * STEP_S))
-    outcome = _outcome(shape, wait, wanted, api.target_wait_s, refused > 0, share)
+    outcome = _outcome(shape, wait, wanted, target=api.target_wait_s, alerts=refused > 0, refused_share=share)
     return Trace(offered, wait, wanted, ready, outcome)
 
 
@@ -331,23 +334,35 @@ def _moved(before: int, after: int, partitions: int) -> int:
 
 
 def _outcome(
-    shape: Shape, queue: Floats, wanted: Floats, target: float, alerts: np.ndarray, refused_share: float
+    shape: Shape, queue: Floats, wanted: Floats, *, target: float, alerts: np.ndarray, refused_share: float = 0.0
 ) -> Outcome:
     changes = np.diff(wanted)
     signs = np.sign(changes[changes != 0])
     hours = len(queue) * STEP_S / 3600
-    beyond = np.flatnonzero(queue > target)
-    last_s = float(beyond[-1]) * STEP_S if len(beyond) else 0.0
+    beyond = queue > target
+    recovered_s = _recovered_s(beyond, shape.disturbed_s) if shape.disturbed_s is not None else None
+    rest_s = len(queue) * STEP_S - (shape.disturbed_s or 0.0)
     tail = wanted[int(len(wanted) * (1 - SETTLED_SHARE)) :]
     return Outcome(
-        beyond_target_s=len(beyond) * STEP_S,
+        beyond_target_s=float(beyond.sum()) * STEP_S,
         beyond_alert_s=float(alerts.sum()) * STEP_S,
         peak=float(queue.max()),
-        recovery_s=max(last_s - shape.disturbed_s, 0.0),
-        recovered=not len(beyond) or int(beyond[-1]) < len(queue) - 1,
+        recovery_s=None if shape.disturbed_s is None else rest_s if recovered_s is None else recovered_s,
+        recovered=shape.disturbed_s is None or recovered_s is not None,
         scale_events=int((changes != 0).sum()),
         reversals_per_h=float((np.diff(signs) != 0).sum()) / hours,
         amplitude=int(tail.max() - tail.min()),
         pod_hours=float(wanted.sum()) * STEP_S / 3600,
         refused_share=refused_share,
     )
+
+
+def _recovered_s(beyond: np.ndarray, disturbed_s: float) -> float | None:
+    """Return how long after the disturbance the queue has come back for good, or None."""
+    began, hold = int(disturbed_s / STEP_S), int(RECOVERED_FOR_S / STEP_S)
+    bad = np.flatnonzero(beyond[began:])
+    if not len(bad):
+        return 0.0
+    edges = np.append(bad, len(beyond) - began)
+    quiet = np.flatnonzero(np.diff(edges) > hold)
+    return float(edges[quiet[0]] + 1) * STEP_S if len(quiet) else None

@@ -9,15 +9,14 @@ from typing import Annotated, Final
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from sim.autoscaler import Behaviour, KafkaTrigger, KedaObject, StepRule
+from sim.draws import Floats, lognormal, slow_factor
 
 SCALING_TOML: Final = Path(__file__).with_name("scaling.toml")
 STEP_S: Final = 1.0
 """Length of a step of the closed loops: a fifteenth of the shortest period of a controller."""
 MAX_STEPS: Final = 200_000
-Floats = NDArray[np.float64]
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
@@ -26,11 +25,7 @@ Points = Annotated[tuple[tuple[Seconds, Annotated[float, Meta(ge=0, le=1000)]], 
 """(second, factor) points, straight lines between them."""
 
 
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file: what it does not know it refuses."""
-
-
-class Spread(Table):
+class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A lognormal time, told by its median and the value that one in twenty exceeds."""
 
     median_s: Annotated[float, Meta(gt=0, le=86_400)]
@@ -43,15 +38,10 @@ class Spread(Table):
 
     def draw(self, random: np.random.Generator, number: int) -> Floats:
         """Return so many draws, in seconds."""
-        sigma = np.log(self.p95_s / self.median_s) / Z_95
-        return np.asarray(self.median_s * np.exp(sigma * random.standard_normal(number)))
+        return lognormal(random, number, self.median_s, self.p95_s)
 
 
-Z_95: Final = 1.6448536269514722
-"""95 % point of the standard normal distribution (any statistical table)."""
-
-
-class Shape(Table):
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A load over time, as factors of the base rates, and what of it is in the calendar."""
 
     about: str
@@ -60,8 +50,8 @@ class Shape(Table):
     """Factor of the events that consumers read."""
     requests: Points
     """Factor of the requests at the API."""
-    disturbed_s: Seconds = 0.0
-    """When the last disturbance begins: recovery counts from here."""
+    disturbed_s: Seconds | None = None
+    """When the last disturbance begins: recovery counts from here. Without one there is none to measure."""
     announced: tuple[tuple[Seconds, Seconds], ...] = ()
     """(from, to) of loads that are known beforehand, as a final whistle is."""
 
@@ -75,7 +65,7 @@ class Shape(Table):
         return any(begin - lead_s <= now_s < end for begin, end in self.announced)
 
 
-class Pods(Table):
+class Pods(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How pods start and how their metrics reach a controller."""
 
     start: Spread
@@ -96,7 +86,7 @@ class Pods(Table):
     """Period of the controller."""
 
 
-class Announced(Table):
+class Announced(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A floor of replicas while an announced load is on: KEDA's trigger `cron`."""
 
     replicas: Annotated[int, Meta(ge=0, le=100_000)]
@@ -104,13 +94,13 @@ class Announced(Table):
     """How long before the load the floor begins."""
 
 
-class StepPolicy(Table, tag_field="kind", tag="step"):
+class StepPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="step"):
     """The seed's steps by lag."""
 
     rule: StepRule = StepRule()
 
 
-class KedaPolicy(Table, tag_field="kind", tag="keda"):
+class KedaPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="keda"):
     """KEDA: a trigger on lag, and if given one on the rate at which events are produced, and one by the calendar."""
 
     scaled: KedaObject = KedaObject()
@@ -120,7 +110,7 @@ class KedaPolicy(Table, tag_field="kind", tag="keda"):
     announced: Announced | None = None
 
 
-class HpaPolicy(Table, tag_field="kind", tag="hpa"):
+class HpaPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hpa"):
     """HPA on CPU, and if given on memory, as shares of what a pod requests; a floor by the calendar if given."""
 
     behaviour: Behaviour = Behaviour()
@@ -132,7 +122,7 @@ class HpaPolicy(Table, tag_field="kind", tag="hpa"):
 Policy = StepPolicy | KedaPolicy | HpaPolicy
 
 
-class Consumers(Table):
+class Consumers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A consumer group on one topic."""
 
     base_per_s: Positive
@@ -156,7 +146,7 @@ class Consumers(Table):
     policies: dict[str, Policy]
 
 
-class Api(Table):
+class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The pods behind the load balancer."""
 
     base_per_s: Positive
@@ -174,7 +164,7 @@ class Api(Table):
     policies: dict[str, HpaPolicy]
 
 
-class Score(Table):
+class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a policy costs, in pod-hours: choices of the operator, not facts."""
 
     target_minute: Annotated[float, Meta(ge=0)]
@@ -186,20 +176,21 @@ class Score(Table):
     """… to avoid that all requests of an hour are refused."""
 
 
-class Grid(Table):
+class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Values that a search tries for the policy `best`, every combination of them."""
 
     lag_threshold: tuple[Annotated[int, Meta(gt=0)], ...]
     rate_per_replica_per_s: tuple[Positive, ...]
     down_stabilisation_s: tuple[Annotated[float, Meta(ge=0, le=3600)], ...]
     announced_replicas: tuple[Annotated[int, Meta(ge=0)], ...]
+    announced_lead_s: Seconds
     cpu: tuple[Annotated[float, Meta(gt=0, le=1)], ...]
     screen: Annotated[int, Meta(ge=2, le=31)]
     """Replications of the first round; the best go on with all of them."""
     finalists: Annotated[int, Meta(ge=1, le=100)]
 
 
-class World(Table):
+class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     seed: Annotated[int, Meta(ge=0)]
@@ -221,15 +212,8 @@ def streams(world: World, replication: int, number: int) -> list[np.random.Gener
 
 
 def noisy(pods: Pods, random: np.random.Generator, factors: Floats) -> Floats:
-    """Return the factors with the load's slow random factor on them: an autoregression with the mean 1."""
-    keep = float(np.exp(-STEP_S / pods.noise_s))
-    fresh = random.standard_normal(len(factors)) * pods.noise * np.sqrt(1 - keep**2)
-    value = pods.noise * float(random.standard_normal())
-    walk = np.empty(len(factors))
-    for index, shock in enumerate(fresh.tolist()):
-        value = keep * value + shock
-        walk[index] = value
-    return np.asarray(factors * np.exp(walk - pods.noise**2 / 2))
+    """Return the factors with the load's slow random factor on them, which has the mean 1."""
+    return np.asarray(factors * slow_factor(random, len(factors), pods.noise, pods.noise_s, STEP_S))
 
 
 def start_times(pods: Pods, random: np.random.Generator, number: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 import click
 
+from ledgerproof.modelling.scaling_command import failures_command, scaling_command
 from ledgerproof.modelling.writer_command import writer_command
 
 
@@ -11,3 +12,5 @@ def sim_group() -> None:
 
 
 sim_group.add_command(writer_command)
+sim_group.add_command(scaling_command)
+sim_group.add_command(failures_command)
