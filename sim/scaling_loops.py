@@ -44,6 +44,10 @@ from sim.scaling_world import (
 
 STARTS_DRAWN: Final = 2048
 """Start times drawn for a run; a policy that starts more pods meets the first ones again."""
+NOTHING: Final = 1e-9
+"""Events below which a queue counts as empty: rounding."""
+SLOWEST: Final = 0.1
+"""Share of its mean rate that a pod has at least, whatever is drawn."""
 RECOVERED_FOR_S: Final = 120.0
 """A queue has recovered once it stays below the target for so long: eight looks of a controller."""
 SETTLED_SHARE: Final = 0.5
@@ -188,71 +192,110 @@ class Fleet:
         return surplus - waiting
 
 
+class Group:
+    """A consumer group in fluid: what waits in each partition, which member has it, and what pauses."""
+
+    def __init__(self, weight: Floats, members: int, rate_per_s: float) -> None:
+        self.members = members
+        self.waiting = 0.0
+        """Events that wait, in all partitions together."""
+        self._weight = weight
+        self._lag = np.zeros(len(weight))
+        self._can_do = rate_per_s * STEP_S
+        self._paused = np.zeros(len(weight), dtype=bool)
+        self._paused_until_s = 0.0
+        self._assign()
+
+    def rebalance(self, now_s: float, members: int, pause_s: float, *, cooperative: bool) -> None:
+        """Let the group have other members; all partitions pause, or only those that have to move."""
+        partitions = len(self._weight)
+        moved = _moved(self.members, members, partitions) if cooperative else partitions
+        self.members = members
+        self._paused_until_s = now_s + pause_s
+        # Spread over the topic, as the partitions of one member are.
+        self._paused[:] = False
+        self._paused[np.arange(moved) * partitions // max(moved, 1)] = True
+        self._assign()
+
+    def _assign(self) -> None:
+        partitions = len(self._weight)
+        active = max(min(self.members, partitions), 1)
+        self._begins = np.arange(active) * partitions // active
+        self._owner = np.searchsorted(self._begins, np.arange(partitions), side="right") - 1
+        self._busiest = float(np.add.reduceat(self._weight, self._begins).max())
+
+    def step(self, now_s: float, arriving: float) -> float:
+        """Let so many events arrive and the members work for one step; return how many were done.
+
+        A member that cannot do all shares its time over its partitions by what waits in each.
+        """
+        pausing = now_s < self._paused_until_s
+        if self.waiting == 0.0 and not pausing and self.members and self._busiest * arriving <= self._can_do:
+            return arriving
+        work = self._lag + self._weight * arriving
+        if self.members:
+            within_reach = np.where(self._paused, 0.0, work) if pausing else work
+            per_member = np.add.reduceat(within_reach, self._begins)
+            share = np.minimum(1.0, self._can_do / np.maximum(per_member, NOTHING))
+            work -= within_reach * share[self._owner]
+        before = self.waiting + arriving
+        self.waiting = float(work.sum())
+        if self.waiting < NOTHING * len(work):
+            self.waiting, work = 0.0, np.zeros(len(work))
+        self._lag = work
+        return before - self.waiting
+
+    def lagging(self) -> int:
+        """Return in how many partitions at least one event waits."""
+        return int((self._lag >= 1).sum()) if self.waiting else 0
+
+
 def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -> Trace:
     """Run the consumer group once under one policy. The same world and replication give the same load and pods.
 
-    Partitions are spread evenly over members; a member shares its rate over its partitions by their lag. With more
-    members than partitions the others idle, and with a count that does not divide the partitions some members have
-    one partition more than others: the group keeps up only if those do.
+    Partitions are spread evenly over members. With more members than partitions the others idle, and with a count
+    that does not divide the partitions some members have one more than others: the group keeps up only if those do.
     """
-    group, pods = world.consumers, world.pods
+    table, pods = world.consumers, world.pods
     load, weights, starts, pauses, speed = streams(world, replication, 5)
-    offered = noisy(pods, load, shape.factors(shape.events)) * group.base_per_s
-    weight = np.maximum(1 + group.skew * weights.standard_normal(group.partitions), 0.0)
-    weight /= weight.sum()
-    pause_s = group.rebalance.draw(pauses, STARTS_DRAWN).tolist()
-    rate = group.per_consumer_per_s * max(1 + group.pod_spread * float(speed.standard_normal()), 0.1)
-    fleet = Fleet(group.initial, start_times(pods, starts, STARTS_DRAWN))
+    offered = noisy(pods, load, shape.factors(shape.events)) * table.base_per_s
+    weight = np.maximum(1 + table.skew * weights.standard_normal(table.partitions), 0.0)
+    pause_s = table.rebalance.draw(pauses, STARTS_DRAWN).tolist()
+    rate = table.per_consumer_per_s * max(1 + table.pod_spread * float(speed.standard_normal()), SLOWEST)
+    fleet = Fleet(table.initial, start_times(pods, starts, STARTS_DRAWN))
+    group = Group(weight / weight.sum(), table.initial, rate)
     look = controller(policy)
-    steps = _steps(shape)
-    lag = np.zeros(group.partitions)
-    begins, owner = _assigned(group.initial, group.partitions)
-    paused = np.zeros(group.partitions, dtype=bool)
-    paused_until_s, rebalances = 0.0, 0
-    queue, busy, lagging, wanted, ready = (np.zeros(steps) for _ in range(5))
-    for step in range(steps):
+    queue, busy, wanted, ready = (np.zeros(_steps(shape)) for _ in range(4))
+    rebalances = 0
+    for step, arriving in enumerate((offered * STEP_S).tolist()):
         now_s = step * STEP_S
-        before = fleet.ready
-        changed = fleet.arrived(now_s) > 0
+        fleet.arrived(now_s)
         if _due(now_s, pods.sync_s):
             at, scraped = _sampled(now_s, pods.delay_s, STEP_S), _sampled(now_s, pods.delay_s, pods.scrape_s)
+            window = slice(max(scraped - int(pods.scrape_s), 0), scraped + 1)
             view = View(
                 now_s=now_s,
                 current=fleet.wanted,
                 ready=fleet.ready,
-                cpu=float(busy[max(scraped - int(pods.scrape_s), 0) : scraped + 1].mean()),
+                cpu=float(busy[window].mean()),
                 memory=0.0,
                 lag=float(queue[at]),
                 scraped_lag=float(queue[scraped]),
-                lagging=int(lagging[at]),
-                partitions=group.partitions,
-                produced_per_s=float(offered[max(scraped - int(pods.scrape_s), 0) : scraped + 1].mean()),
+                # What is written and not yet committed is lag in every partition, if there is enough of it.
+                lagging=table.partitions if offered[at] * table.commit_s >= table.partitions else group.lagging(),
+                partitions=table.partitions,
+                produced_per_s=float(offered[window].mean()),
                 shape=shape,
             )
-            changed = fleet.ask(now_s, look(view)) > 0 or changed
-        if changed and fleet.ready != before:
-            begins, owner = _assigned(fleet.ready, group.partitions)
-            paused_until_s = now_s + pause_s[rebalances % STARTS_DRAWN]
+            fleet.ask(now_s, look(view))
+        if fleet.ready != group.members:
+            group.rebalance(now_s, fleet.ready, pause_s[rebalances % STARTS_DRAWN], cooperative=table.cooperative)
             rebalances += 1
-            moved = _moved(before, fleet.ready, group.partitions) if group.cooperative else group.partitions
-            # Spread over the topic, as the partitions of one member are.
-            paused[:] = False
-            paused[np.arange(moved) * group.partitions // max(moved, 1)] = True
-        work = lag + weight * (offered[step] * STEP_S)
-        if fleet.ready:
-            open_work = np.where(paused, 0.0, work) if now_s < paused_until_s else work
-            per_member = np.add.reduceat(open_work, begins)
-            share = np.minimum(1.0, rate * STEP_S / np.maximum(per_member, 1e-9))
-            done = open_work * share[owner]
-            lag = work - done
-            busy[step] = float(done.sum()) / (rate * STEP_S * fleet.ready)
-        else:
-            lag = work
-        rest = offered[step] * group.commit_s
-        queue[step] = float(lag.sum()) + rest
-        lagging[step] = group.partitions if rest >= group.partitions else int((lag > 1).sum())
+        done = group.step(now_s, arriving)
+        busy[step] = done / (rate * STEP_S * fleet.ready) if fleet.ready else 0.0
+        queue[step] = group.waiting + offered[step] * table.commit_s
         wanted[step], ready[step] = fleet.wanted, fleet.ready
-    outcome = _outcome(shape, queue, wanted, target=group.target_lag, alerts=queue > group.alert_lag)
+    outcome = _outcome(shape, queue, wanted, target=table.target_lag, alerts=queue > table.alert_lag)
     return Trace(offered, queue, wanted, ready, outcome)
 
 
@@ -261,7 +304,7 @@ def api_run(world: World, policy: HpaPolicy, shape: Shape, replication: int) -> 
     api, pods = world.api, world.pods
     load, _, starts, _, speed = streams(world, replication, 5)
     offered = noisy(pods, load, shape.factors(shape.requests)) * api.base_per_s
-    rate = api.per_pod_per_s * max(1 + api.pod_spread * float(speed.standard_normal()), 0.1)
+    rate = api.per_pod_per_s * max(1 + api.pod_spread * float(speed.standard_normal()), SLOWEST)
     fleet = Fleet(api.initial, start_times(pods, starts, STARTS_DRAWN))
     look = controller(policy)
     steps = _steps(shape)
@@ -315,14 +358,6 @@ def _due(now_s: float, every_s: float) -> bool:
 def _sampled(now_s: float, delay_s: float, every_s: float) -> int:
     """Return the step of the newest sample that can be read now."""
     return int(max((now_s - delay_s) // every_s * every_s, 0.0) / STEP_S) if now_s > delay_s else 0
-
-
-def _assigned(members: int, partitions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first partition of each member that has one, and the member of each partition."""
-    active = max(min(members, partitions), 1)
-    begins = np.arange(active) * partitions // active
-    owner = np.searchsorted(begins, np.arange(partitions), side="right") - 1
-    return begins, owner
 
 
 def _moved(before: int, after: int, partitions: int) -> int:
