@@ -114,6 +114,8 @@ class Bench:
         used["generator"] = window.cpu_s
         if plan.kind in ("bets", "grpc_bets"):
             self.acknowledged += window.accepted
+        elif plan.kind == "mixed":
+            self.acknowledged += window.accepted_of.get("bets", 0)
         elif plan.kind == "bulk":
             self.acknowledged += window.counted
         return window, used

@@ -26,8 +26,8 @@ import numpy.typing as npt
 import uvloop
 
 from ledgerproof.bench.arrivals import poisson
-from ledgerproof.bench.plan import Plan, Window
-from ledgerproof.bench.requests import build
+from ledgerproof.bench.plan import CURVE_PERCENTS, Plan, Window
+from ledgerproof.bench.requests import build, draw_reads
 
 if TYPE_CHECKING:
     from ledgerproof.bench.grpc_load import GrpcLoad
@@ -310,6 +310,7 @@ class Load:
         if not self._open_loop and answered.any():
             duration_s = float(ended[answered].max())
         values, counts = np.unique(status[answered], return_counts=True)
+        classes = _classes(self._plan, sent)
         seconds = range(max(1, int(np.ceil(self._plan.duration_s))))
         second_due = due.astype(np.int64)
         second_ended = np.where(accepted, ended, -1).astype(np.int64)
@@ -338,7 +339,20 @@ class Load:
             first_problem=self._problem.decode(errors="replace"),
             p99_by_second_ms=[quantile_ms(latency[second_due == second], 0.99) for second in seconds],
             accepted_by_second=[int((second_ended == second).sum()) for second in seconds],
+            curves_ms={
+                name: [quantile_ms(latency[mine], percent / 100) for percent in CURVE_PERCENTS]
+                for name, mine in classes.items()
+            },
+            accepted_of={name: int((accepted & mine).sum()) for name, mine in classes.items()},
         )
+
+
+def _classes(plan: Plan, sent: int) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return for each class of mixed requests which of those sent belong to it."""
+    if plan.kind != "mixed":
+        return {}
+    reads = np.array(draw_reads(plan, sent), dtype=bool)
+    return {name: mine for name, mine in (("bets", ~reads), ("reads", reads)) if mine.any()}
 
 
 def quantile_ms(seconds: Times, share: float) -> float | None:
@@ -352,7 +366,7 @@ def quantile_ms(seconds: Times, share: float) -> float | None:
 def prepare(plan: Plan) -> Load:
     """Draw the schedule and build the requests of a window; call it inside the running event loop."""
     if plan.loop == "open":
-        due = poisson(plan.rate, plan.duration_s, plan.seed)
+        due = poisson(plan.rate, plan.duration_s, plan.seed, plan.burst)
         return Load(plan, build(plan, len(due)), due)
     return Load(plan, build(plan, plan.requests_max), None)
 

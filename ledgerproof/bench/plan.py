@@ -4,9 +4,11 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["bets", "grpc_bets", "bulk", "deposits", "balances", "static"]
+Kind = Literal["bets", "grpc_bets", "bulk", "deposits", "balances", "mixed", "static"]
 """bets: one bet a request; grpc_bets: the same over gRPC, closed loop only; bulk: many; deposits: open the wallets;
-balances: reads; static: GET /."""
+balances: reads; mixed: bets and reads of balances; static: GET /."""
+CURVE_PERCENTS = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9)
+"""Percentiles of a window's curves."""
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
@@ -19,6 +21,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Open: length of the schedule. Closed: no request begins after this."""
     rate: float = 0.0
     """Open only: requests per second that are due, on average."""
+    burst: int = 1
+    """Open only: so many requests are due at the same moment."""
     requests_max: int = 0
     """Closed only: requests prepared; the window ends early when they are used up, unless they repeat."""
     repeat: bool = False
@@ -39,6 +43,10 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Reads only: the query string, with its question mark."""
     bulk: int = 1_000
     """Commands in one bulk request."""
+    read_share: float = 0.0
+    """Mixed only: share of the requests that read a balance."""
+    hot_share: float = 0.0
+    """Mixed only: share of the bets that come from the first wallet."""
     token: str = ""
     """Bearer token of every request; empty for a service that asks for none."""
     count: str = ""
@@ -92,6 +100,10 @@ class Window(msgspec.Struct, kw_only=True):
     """The body of the first answer of 300 and above."""
     p99_by_second_ms: list[float | None] = []
     accepted_by_second: list[int] = []
+    curves_ms: dict[str, list[float | None]] = {}
+    """Latencies at CURVE_PERCENTS, of mixed requests by what they ask for (`bets`, `reads`)."""
+    accepted_of: dict[str, int] = {}
+    """Accepted answers by the same."""
 
     @property
     def accepted_per_s(self) -> float:

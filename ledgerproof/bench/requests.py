@@ -45,6 +45,25 @@ def draw_bets(plan: Plan, count: int) -> Iterator[DrawnBet]:
         )
 
 
+def draw_reads(plan: Plan, count: int) -> list[bool]:
+    """Draw which of `count` mixed requests are reads. The same plan draws the same."""
+    draw = random.Random(f"reads-{plan.seed}")  # noqa: S311 - a workload, not a secret
+    return [draw.random() < plan.read_share for _ in range(count)]
+
+
+def _mixed(plan: Plan, count: int) -> Iterator[bytes]:
+    draw = random.Random(f"mixed-{plan.seed}")  # noqa: S311 - a workload, not a secret
+    bets = draw_bets(plan, count)
+    for number, reads in enumerate(draw_reads(plan, count)):
+        if reads:
+            user = plan.first_user + draw.randrange(plan.users)
+            yield get(f"/v1/wallets/{user}/balance{plan.query}", plan.token)
+            continue
+        bet = next(bets)
+        user = plan.first_user if draw.random() < plan.hot_share else bet.user_id
+        yield post(f"/v1/wallets/{user}/bets", f"{plan.run}-{number}", _bet(bet), plan.token)
+
+
 def build(plan: Plan, count: int) -> list[bytes]:
     """Return `count` requests of the plan's kind; deposits and reads are at most one a wallet."""
     match plan.kind:
@@ -72,6 +91,8 @@ def build(plan: Plan, count: int) -> list[bytes]:
             return [get(f"/v1/wallets/{user}/balance{plan.query}", plan.token) for user in users[:count]]
         case "grpc_bets":
             raise ValueError("calls of gRPC are not bytes of HTTP: grpc_load makes them")
+        case "mixed":
+            return list(_mixed(plan, count))
         case "static":
             return [get("/", plan.token)] * count
 

@@ -1,0 +1,168 @@
+"""`ledgerproof sim fidelity`: forecasts sealed before each measurement, then scored, beside simple baselines."""
+
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+
+from ledgerproof.modelling.calibrate_command import STORED as CALIBRATION
+from ledgerproof.modelling.calibrate_command import read_calibration
+from ledgerproof.options import RUNS_FOLDER
+from ledgerproof.output import check_writable, json_path_option, print_table
+from ledgerproof.progress import Progress
+
+if TYPE_CHECKING:
+    from sim.cases import Shape
+    from sim.fidelity import Fidelity
+
+STORED: Final = Path(__file__).resolve().parents[2] / "reports" / "fidelity.json"
+EXIT_CODES: Final = """\b
+Exit codes:
+   0  scored; the table says what was missed
+   2  usage: there is no such case, no calibration or no stored table
+  20  the ledger that a load left is wrong
+  40  stopped (Ctrl-C); cases that were measured are kept and not measured again
+"""
+
+
+@click.command("fidelity", epilog=EXIT_CODES)
+@click.option("--stored", is_flag=True, help="Show the stored table and measure nothing.")
+@click.option("--only", multiple=True, metavar="CASE", help="Measure this case (repeat it); all of them if left out.")
+@click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=CALIBRATION)
+@click.option(
+    "--measurement",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="What was calibrated from; for the linear baseline.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RUNS_FOLDER.parent / "fidelity",
+    show_default=True,
+    help="Gets forecasts and measurements; what is there is not measured again.",
+)
+@click.option("--write", is_flag=True, help="Store the table.")
+@json_path_option("Write the table as JSON to PATH; without a PATH, to standard output instead of the table.")
+def fidelity_command(
+    *,
+    stored: bool,
+    only: tuple[str, ...],
+    calibration: Path,
+    measurement: Path | None,
+    folder: Path,
+    write: bool,
+    json_path: str | None,
+) -> int:
+    """Forecast each case of sim/cases.toml, measure it on a stack of its own, and score the forecast."""
+    from sim.fidelity import Fidelity  # noqa: PLC0415 - slow to import
+
+    if json_path not in (None, "-"):
+        check_writable(Path(str(json_path)))
+    if stored:
+        if not STORED.exists():
+            raise click.UsageError(f"{STORED} is not there; `ledgerproof sim fidelity --write` makes it")
+        table = msgspec.json.decode(STORED.read_bytes(), type=Fidelity)
+    else:
+        table = _measured(only, calibration, measurement, folder)
+        if write:
+            STORED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+    if json_path == "-":
+        click.echo(msgspec.json.format(msgspec.json.encode(table), indent=2).decode())
+    else:
+        if json_path is not None:
+            Path(json_path).write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+        _print(table)
+    return 0
+
+
+def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folder: Path) -> "Fidelity":
+    from ledgerproof.machine import commit, describe_machine  # noqa: PLC0415
+    from ledgerproof.modelling.measuring import measure  # noqa: PLC0415
+    from sim.cases import read_cases, read_measured  # noqa: PLC0415
+    from sim.fidelity import Fidelity, score, summarised  # noqa: PLC0415
+    from sim.prediction import Prediction, calibration_digest, intact, predict  # noqa: PLC0415
+
+    calibration = read_calibration(path)
+    cases = read_cases()
+    known = {shape.name: shape for shape in cases.cases}
+    if unknown := set(only) - known.keys():
+        raise click.UsageError(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    lowest = read_measured(measurement or path.with_name("measurement.json")).windows[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress()
+    scores = []
+    for shape in cases.cases:
+        if only and shape.name not in only:
+            continue
+        said_file, seen_file = folder / f"{shape.name}-prediction.json", folder / f"{shape.name}-measured.json"
+        if not (said_file.exists() and seen_file.exists()):
+            with progress.step(f"{shape.name}: forecasting") as step:
+                made_at = datetime.now(UTC).isoformat(timespec="seconds")
+                sealing = partial(predict, calibration, made_at=made_at, commit=commit(), connections=cases.connections)
+                asked: list[tuple[Shape, float | None, float]] = [(shape, None, cases.saturation_s)]
+                most = sealing(asked, progress=step.show).forecasts[0].throughput_per_s.value
+                asked += [(shape, round(share * most, 1), cases.window_s) for share in cases.shares]
+                said = sealing(asked, progress=step.show)
+                # The forecast is on the disk before the run that it forecasts begins.
+                said_file.write_bytes(msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n")
+            rates = [one.rate_per_s for one in said.forecasts if one.rate_per_s is not None]
+            seen = measure(shape, cases, rates, progress, idle=False)
+            seen_file.write_bytes(msgspec.json.format(msgspec.json.encode(seen), indent=1) + b"\n")
+        said = msgspec.json.decode(said_file.read_bytes(), type=Prediction)
+        if not intact(said):
+            raise click.UsageError(f"{said_file} was changed after it was sealed; remove it and measure again")
+        scores.append(score(read_measured(seen_file), said.forecasts, calibration, lowest))
+    return Fidelity(
+        commit=commit(),
+        machine=dict(describe_machine()),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        calibration=calibration_digest(calibration),
+        cases=scores,
+        summary=summarised(scores),
+    )
+
+
+def _print(table: "Fidelity") -> None:
+    rows = [
+        [
+            case.name,
+            f"{case.throughput:,.0f}",
+            _signed(case.throughput_error),
+            " ".join(f"{rho:.2f}" for rho in case.rho),
+            _signed(case.p50_error),
+            _signed(case.p99_error),
+            case.bottleneck,
+            case.bottleneck_forecast + ("" if case.bottleneck_right else "  WRONG"),
+            " ".join(_signed(case.baselines[name]["throughput_error"]) for name in ("mmc", "linear")),
+            _signed(case.baselines["mmc"]["p99_error"]),
+        ]
+        for case in table.cases
+    ]
+    columns = [
+        "case",
+        "saturated/s",
+        "error",
+        "ρ",
+        "p50",
+        "p99",
+        "bottleneck",
+        "forecast",
+        "M/M/c, linear",
+        "M/M/c p99",
+    ]
+    print_table(f"forecast against measurement, commit {table.commit}", columns, rows)
+    made = table.summary
+    median = made["throughput_median"]
+    click.echo(
+        f"of {made['cases']} cases: throughput within 10 % in {made['throughput_within']} (median "
+        f"{'-' if median is None else f'{median:.1%}'}), p50 within 15 % in {made['p50_within']}, p99 within 25 % in "
+        f"{made['p99_within']}, bottleneck right in {made['bottlenecks_right']}"
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.0%}"

@@ -1,0 +1,243 @@
+"""Measures one configuration of the service for the capacity model: an idle window, given rates, and saturation.
+
+Everything is read from outside of the window: CPU of each process, of the machine, and what the writers say of their
+batches. The ledger is judged at the end, for a rate of a ledger that lost something is no rate.
+"""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psutil
+
+from compose.stack import DEFAULT_ROOT, Stack
+from compose.state import StackSpec
+from ledgerproof.bench.check import check
+from ledgerproof.bench.context import Bench
+from ledgerproof.bench.drive import play
+from ledgerproof.bench.lag import scrape
+from ledgerproof.bench.options import QUICK, BenchOptions
+from ledgerproof.bench.plan import CURVE_PERCENTS
+from ledgerproof.bench.plan import Plan as LoadPlan
+from ledgerproof.interrupts import terminate_as_interrupt
+from ledgerproof.machine import commit, describe_machine
+from ledgerproof.progress import Progress
+from sim.cases import Burst, Cases, Measured, Shape, Window
+
+IDLE_S: Final = 6.0
+CLOSED_RATE_MAX: Final = 12_000
+"""Requests are prepared for this many a second where saturation is measured."""
+TICKS_PER_S: Final = 100
+"""Unit of /proc/stat on Linux (USER_HZ)."""
+_POST: Final = re.compile(r"^db_query_duration_seconds_(sum|count|bucket)\{([^}]*)\} ([0-9.eE+]+)$", re.MULTILINE)
+_ENTRIES: Final = re.compile(r"^ledger_entries_total ([0-9.eE+]+)$", re.MULTILINE)
+_WORK: Final = re.compile(
+    r"^(worker_jobs_processed_total|worker_job_duration_seconds_count|events_published_total)"
+    r'\{(?:group|server)="([^"]+)"\} ([0-9.eE+]+)$',
+    re.MULTILINE,
+)
+"""Messages and batches of each worker, and events of the relay."""
+WORK: Final = {"worker_jobs_processed_total": "jobs", "worker_job_duration_seconds_count": "batches"}
+WORKERS: Final = ("relay", "matcher", "settler", "projector")
+SESSIONS: Final = (
+    "SELECT pid, coalesce(usename, backend_type) AS who FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+)
+_LIMIT: Final = re.compile(r'le="([^"]+)"')
+
+
+class LedgerWrong(Exception):
+    """The ledger that the load left is wrong; the message says by which rules."""
+
+
+def measure(shape: Shape, cases: Cases, rates_per_s: Sequence[float], progress: Progress, *, idle: bool) -> Measured:
+    """Measure a configuration on a stack of its own. Raises LedgerWrong, and what the bench raises."""
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = describe_machine()
+    spec = StackSpec(servers=shape.servers, apis=shape.apis, settings=dict(shape.settings))
+    with terminate_as_interrupt():
+        with progress.step(f"{shape.name}: starting {shape.servers} servers and {shape.apis} APIs"):
+            stack = Stack.start(spec, DEFAULT_ROOT, progress=progress.show)
+        try:
+            options = BenchOptions(sizes=QUICK, servers=shape.servers, apis=shape.apis)
+            bench = Bench(options, stack, stack.config, progress, commit(), str(machine["cpu"]))
+            with progress.step(f"{shape.name}: opening wallets"):
+                bench.open_workload()
+            found = Measured(
+                shape=shape,
+                commit=bench.commit,
+                machine=dict(machine),
+                started_at=started_at,
+                cores=machine["cores"],
+                connections=cases.connections,
+                idle=None,
+                windows=[],
+                saturation=None,
+            )
+            if idle:
+                with progress.step(f"{shape.name}: idle"):
+                    found.idle = _idle(bench)
+            for rate in rates_per_s:
+                found.windows.append(_at(bench, shape, Burst(rate, 1), cases.window_s))
+                bench.drain()
+            if idle:
+                reads = msgspec.structs.replace(shape, read_share=1.0)
+                for burst in cases.bet_bursts:
+                    found.windows.append(_at(bench, shape, burst, cases.window_s))
+                    bench.drain()
+                for burst in [*(Burst(rate, 1) for rate in cases.read_rates_per_s), *cases.read_bursts]:
+                    found.windows.append(_at(bench, reads, burst, cases.window_s))
+            with progress.step(f"{shape.name}: saturation") as step:
+                found.saturation = _saturated(bench, shape, cases)
+                step.detail = f"{found.saturation.accepted_per_s:,.0f}/s"
+            began = time.monotonic()
+            with progress.step(f"{shape.name}: checking the ledger"):
+                bench.drain()
+                found.drain_s = time.monotonic() - began
+                broken = {rule: count for rule, count in check(bench).items() if count}
+        finally:
+            stack.down()
+    if broken:
+        raise LedgerWrong(f"after the load the ledger is wrong: {broken}")
+    return found
+
+
+def _at(bench: Bench, shape: Shape, burst: Burst, duration_s: float) -> Window:
+    rate = burst.rate_per_s
+    each = f" in bursts of {burst.size}" if burst.size > 1 else ""
+    with bench.progress.step(f"{shape.name}: {rate:,.0f}/s{each}, {shape.read_share:.0%} reads") as step:
+        plan = bench.plan(
+            "mixed",
+            loop="open",
+            rate=rate,
+            burst=burst.size,
+            duration_s=duration_s,
+            read_share=shape.read_share,
+            hot_share=shape.hot_share,
+        )
+        window = _window(bench, plan, rate)
+        middle = {name: curve[CURVE_PERCENTS.index(50.0)] for name, curve in window.curves_ms.items()}
+        step.detail = f"p50 {middle} ms, lag p99 {window.lag_p99_ms:.1f} ms"
+    return window
+
+
+def _saturated(bench: Bench, shape: Shape, cases: Cases) -> Window:
+    plan = bench.plan(
+        "mixed",
+        loop="closed",
+        duration_s=cases.saturation_s,
+        requests_max=int(CLOSED_RATE_MAX * cases.saturation_s),
+        connections=cases.connections,
+        read_share=shape.read_share,
+        hot_share=shape.hot_share,
+    )
+    return _window(bench, plan, None)
+
+
+def _idle(bench: Bench) -> Window:
+    before, began = _reading(bench), time.monotonic()
+    time.sleep(IDLE_S)
+    return _difference(before, _reading(bench), time.monotonic() - began)
+
+
+def _window(bench: Bench, plan: LoadPlan, rate: float | None) -> Window:
+    readings: list[_Reading] = []
+    played = play(plan, lambda: readings.append(_reading(bench)), lambda: readings.append(_reading(bench)))
+    bench.acknowledged += played.accepted_of.get("bets", 0)
+    window = _difference(readings[0], readings[1], played.duration_s)
+    window.offered_per_s = rate
+    window.read_share = plan.read_share
+    window.burst = plan.burst
+    window.due = played.due
+    window.accepted = played.accepted
+    window.statuses = played.statuses
+    window.curves_ms = played.curves_ms
+    window.accepted_of = played.accepted_of
+    window.percents = list(CURVE_PERCENTS)
+    window.lag_p99_ms = played.lag_p99_ms
+    window.cpu_s["generator"] = played.cpu_s
+    return window
+
+
+class _Reading(msgspec.Struct):
+    cpu_s: dict[str, float]
+    busy_s: float
+    steal_s: float
+    posts: dict[str, float]
+    posted: float
+    work: dict[str, float]
+
+
+def _reading(bench: Bench) -> _Reading:
+    posts: dict[str, float] = defaultdict(float)
+    posted = 0.0
+    for name in bench.stack.nodes_of("api"):
+        text = scrape(bench.stack.port(name)) or ""
+        for what, labels, value in _POST.findall(text):
+            if 'query="post"' in labels:
+                limit = _LIMIT.search(labels)
+                posts[limit.group(1) if what == "bucket" and limit else what] += float(value)
+        posted += sum(float(value) for value in _ENTRIES.findall(text))
+    work: dict[str, float] = defaultdict(float)
+    for sort in WORKERS:
+        for name in bench.stack.nodes_of(sort):
+            for what, who, value in _WORK.findall(scrape(bench.stack.port(name)) or ""):
+                work["relay jobs" if sort == "relay" else f"{who} {WORK[what]}"] += float(value)
+    cpu = {node.name: node.cpu_s for node in bench.stack.status(memory=False)}
+    cpu.update(asyncio.run(_sessions_s(bench)))
+    busy, steal = _machine_s()
+    return _Reading(cpu, busy, steal, dict(posts), posted, dict(work))
+
+
+async def _sessions_s(bench: Bench) -> dict[str, float]:
+    """Return the CPU seconds of the sessions of each server by role, as `pg0 ledger_api`."""
+    found: dict[str, float] = defaultdict(float)
+    for server in bench.config.servers:
+        connection = await bench.superuser(server)
+        try:
+            for row in await connection.fetch(SESSIONS):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = psutil.Process(row["pid"]).cpu_times()
+                    found[f"{server.name} {row['who']}"] += times.user + times.system
+        finally:
+            await connection.close()
+    return dict(found)
+
+
+def _difference(before: _Reading, after: _Reading, duration_s: float) -> Window:
+    """Return a window without requests that used what lies between two readings."""
+    posts = {name: value - before.posts.get(name, 0.0) for name, value in after.posts.items()}
+    return Window(
+        offered_per_s=0.0,
+        read_share=0.0,
+        burst=1,
+        duration_s=duration_s,
+        due=0,
+        accepted=0,
+        statuses={},
+        curves_ms={},
+        accepted_of={},
+        percents=[],
+        lag_p99_ms=0.0,
+        cpu_s={name: value - before.cpu_s.get(name, 0.0) for name, value in after.cpu_s.items()},
+        busy_s=after.busy_s - before.busy_s,
+        steal_s=after.steal_s - before.steal_s,
+        posts=int(posts.pop("count", 0)),
+        post_s=posts.pop("sum", 0.0),
+        post_buckets=posts,
+        posted=int(after.posted - before.posted),
+        work={name: value - before.work.get(name, 0.0) for name, value in after.work.items()},
+    )
+
+
+def _machine_s() -> tuple[float, float]:
+    """Return the seconds that all processors worked so far, and those that were taken from them."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    user, nice, system, _idle, _wait, interrupt, soft, steal = fields
+    return (user + nice + system + interrupt + soft) / TICKS_PER_S, steal / TICKS_PER_S

@@ -1,0 +1,658 @@
+"""The SimPy model of the service on one machine: generator, API, writers, Postgres, relay, Kafka, consumers, Redis.
+
+What is modelled is what the service does, step by step, with the costs that `sim/costs.py` holds: requests are read by
+an event loop, wait for a batch of their server's writer (reference/writer.py: linger, lanes, hot lane, queue bound,
+deadline), are posted and answered; every entry then goes through outbox, relay, broker and consumers. All processes
+share the machine's cores by weight (`sim/cores.py`).
+
+What is not: rows that lock each other (wallets are many, and a hot one has a lane of its own), vacuum and checkpoints
+(their effect is in the commits' tail), retries of clients, and money.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from sim.cases import Shape
+from sim.cores import Cores, Process
+from sim.costs import Costs
+from sim.faults import Fault
+
+Step = Generator[simpy.Event, Any, Any]
+
+SWEEP_EVERY_S: Final = 0.1
+LANES: Final = 2
+CROWDED: Final = 64
+LINGER_FROM: Final = 20
+LINGER_BATCH: Final = 64
+HOT_COMMANDS: Final = 8
+HOT_BATCH: Final = 8
+HOT_REST: Final = 15.0
+HOT_REST_MAX_S: Final = 0.5
+HOT_WAITS_S: Final = 0.05
+"""The writer's constants (reference/writer.py); `tests/unit/test_sim_system.py` holds them equal."""
+WEIGHTS: Final = {0: 1024.0, 5: 335.0, 10: 110.0, -10: 9548.0}
+"""Linux' weights of niceness (kernel/sched/core.c)."""
+REAL_TIME: Final = 1e9
+DEFAULTS: Final = {
+    "writer_batch": 256,
+    "writer_linger_ms": 4,
+    "writer_queue": 4096,
+    "command_deadline_ms": 2000,
+    "relay_batch": 1000,
+    "relay_poll_ms": 100,
+    "relay_gather_ms": 50,
+    "consumer_batch": 1000,
+}
+"""Defaults of the service's configuration; the test holds them equal, too."""
+SAMPLE_EVERY_S: Final = 0.2
+BACKLOGS: Final = ("outbox", "matcher", "projector")
+REQUESTS_MAX: Final = 5_000_000
+ANSWERS_AT_ONCE: Final = 16
+"""So many answers leave an event loop before the first of them is seen."""
+REFUSED_REST_S: Final = 0.01
+Floats = NDArray[np.float64]
+
+
+class Play(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run of the model is asked."""
+
+    shape: Shape
+    costs: Costs
+    rate_per_s: float | None
+    """Requests that arrive per second (Poisson); None: `connections` in a closed loop."""
+    duration_s: float
+    burst: int = 1
+    """Requests that are due at the same moment."""
+    connections: int = 128
+    seed: int = 1
+    replication: int = 0
+    warm_s: float = 1.0
+    """Requests that are due in this first time are not counted."""
+    faults: tuple[Fault, ...] = ()
+    drain_s: float = 0.0
+    """The run goes on for so long after the last arrival, so that backlogs can shrink."""
+
+
+@dataclass
+class Run:
+    """What one run showed. Latencies in seconds from the moment a request was due."""
+
+    throughput_per_s: float
+    latency_s: dict[str, Floats]
+    """By class, `bets` and `reads`: answered requests that were due after the warm-up."""
+    due_s: dict[str, Floats]
+    refused: int
+    batch: float | None
+    """Entries of a batch on average."""
+    utilisation: dict[str, float]
+    """Busy share of `cores`, `api` (the busiest event loop), `writer` (lanes at work), `redis`, `generator`."""
+    backlog: dict[str, Floats]
+    """Samples of what waits, by stage."""
+    sampled_s: Floats
+
+
+@dataclass(slots=True)
+class _Request:
+    due_s: float
+    api: int
+    server: int
+    read: bool
+    hot: bool
+    deadline_s: float = 0.0
+
+
+@dataclass
+class _Hot:
+    """The one hot wallet in one writer."""
+
+    queue: deque[_Request] = field(default_factory=deque)
+    commands: int = 0
+
+
+class System:
+    """One run. `run` plays it."""
+
+    def __init__(self, play: Play) -> None:
+        self.play, self.costs, self.shape = play, play.costs, play.shape
+        self.env = simpy.Environment()
+        self.cores = Cores(self.env, self.costs.cores)
+        shape = self.shape
+        self.setting = {name: shape.setting(name, value) for name, value in DEFAULTS.items()}
+        real_time = play.rate_per_s is not None
+        self.generator = Process("generator", REAL_TIME if real_time else WEIGHTS[-10])
+        self.apis = [Process(f"api{index}", WEIGHTS[0]) for index in range(shape.apis)]
+        self.loops = [Loop(self.env, self.cores, process, self.costs.api_wake_ms / 1000) for process in self.apis]
+        self.redis = Process("redis", WEIGHTS[0])
+        self.kafka = Process("kafka", WEIGHTS[5])
+        self.relay = Process("relay", WEIGHTS[10])
+        self.matcher = Process("matcher", WEIGHTS[10])
+        self.projector = Process("projector", WEIGHTS[10])
+        self.machine = [Process(f"machine{index}", 10 * REAL_TIME) for index in range(self.costs.cores)]
+        self.background = Process("background", WEIGHTS[5])
+        self.random = {
+            name: np.random.default_rng([play.seed, play.replication, number])
+            for number, name in enumerate(("arrivals", "kinds", "commits", "stalls", "phases"))
+        }
+        self.sessions: dict[str, Process] = {}
+        """Sessions of the workers by name."""
+        self.gates = Gates(self.env)
+        self.logs = [simpy.Resource(self.env, 1) for _ in range(shape.servers)]
+        self.writers = [[_Writer(self, api, server) for server in range(shape.servers)] for api in range(shape.apis)]
+        self.outbox = [0] * shape.servers
+        self.pending = {"matcher": 0, "projector": 0}
+        self.under_way = {"matcher": 0, "projector": 0}
+        self.told = {name: self.env.event() for name in self.pending}
+        self.latencies: dict[str, list[float]] = {"bets": [], "reads": []}
+        self.dues: dict[str, list[float]] = {"bets": [], "reads": []}
+        self.answered = 0
+        self.refused = 0
+        self.entries = 0
+        self.batches = 0
+        self.post_s = 0.0
+        self.samples: list[tuple[float, int, int, int]] = []
+        self._read_waits: list[list[_Request]] = [[] for _ in range(shape.apis)]
+        self._reading = [False] * shape.apis
+
+    # --- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        """Play it. Raises ValueError if it is too long to be computed."""
+        play, env = self.play, self.env
+        if (play.rate_per_s or 0) * play.duration_s > REQUESTS_MAX:
+            raise ValueError(
+                f"{play.rate_per_s:,.0f}/s for {play.duration_s:g} s is more than {REQUESTS_MAX:,} requests"
+            )
+        for server in range(self.shape.servers):
+            env.process(self._relay(server))
+        env.process(self._consumer("matcher"))
+        env.process(self._consumer("projector"))
+        env.process(self._sampler())
+        env.process(self._idle())
+        if self.costs.stalls_per_s > 0:
+            env.process(self._stalls())
+        for fault in play.faults:
+            env.process(self._fault(fault))
+        env.process(self._open_loop() if play.rate_per_s is not None else self._closed_loop())
+        env.run(until=play.duration_s + play.drain_s)
+        self.cores.settle()
+        return self._found()
+
+    def _found(self) -> Run:
+        play = self.play
+        whole_s = play.duration_s + play.drain_s
+        lanes = LANES * self.shape.servers * self.shape.apis
+        everyone = [self.generator, *self.apis, self.redis, self.kafka, self.relay, self.matcher, self.projector]
+        everyone += [lane.session for row in self.writers for writer in row for lane in writer.lanes]
+        everyone += [self.background, *self.sessions.values()]
+        samples = np.array(self.samples, dtype=float).reshape(-1, 1 + len(BACKLOGS))
+        return Run(
+            throughput_per_s=self.answered / (play.duration_s - play.warm_s),
+            latency_s={name: np.array(values) for name, values in self.latencies.items()},
+            due_s={name: np.array(values) for name, values in self.dues.items()},
+            refused=self.refused,
+            batch=self.entries / self.batches if self.batches else None,
+            utilisation={
+                "cores": sum(process.busy_s for process in everyone) / whole_s / self.costs.cores,
+                "api": max(process.busy_s for process in self.apis) / whole_s,
+                "writer": self.post_s / whole_s / lanes,
+                "redis": self.redis.busy_s / whole_s,
+                "generator": self.generator.busy_s / whole_s,
+            },
+            backlog={name: samples[:, 1 + index] for index, name in enumerate(BACKLOGS)},
+            sampled_s=samples[:, 0],
+        )
+
+    def session(self, who: str, server: int) -> Process:
+        """Return the session of a worker on a server."""
+        name = f"{who} pg{server}"
+        if name not in self.sessions:
+            self.sessions[name] = Process(name, WEIGHTS[0])
+        return self.sessions[name]
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def _requests(self, dues: Floats) -> list[_Request]:
+        draw, shape, count = self.random["kinds"], self.shape, len(dues)
+        reads = draw.random(count) < shape.read_share
+        hot = draw.random(count) < shape.hot_share
+        servers = draw.integers(0, shape.servers, count)
+        return [
+            _Request(
+                float(due),
+                index % shape.apis,
+                0 if hot[index] else int(servers[index]),
+                bool(reads[index]),
+                bool(hot[index]),
+            )
+            for index, due in enumerate(dues)
+        ]
+
+    def _open_loop(self) -> Step:
+        play, env, costs = self.play, self.env, self.costs
+        assert play.rate_per_s is not None
+        draw = self.random["arrivals"]
+        count = int(draw.poisson(play.rate_per_s * play.duration_s / play.burst))
+        dues = np.repeat(np.sort(draw.random(count) * play.duration_s), play.burst)
+        requests = self._requests(dues)
+        at, count, tick_s = 0, len(requests), costs.tick_ms / 1000
+        while at < count:
+            # The generator wakes at its ticks, and sends all that is due by then.
+            wake = (int(requests[at].due_s / tick_s) + 1) * tick_s
+            if wake > env.now:
+                yield env.timeout(wake - env.now)
+            first = at
+            while at < count and requests[at].due_s <= env.now:
+                at += 1
+            yield self.cores.work(self.generator, costs.generator.seconds((at - first) / 2))
+            self._send(requests[first:at])
+
+    def _closed_loop(self) -> Step:
+        yield self.env.timeout(0)
+        self._send(self._requests(np.zeros(self.play.connections)))
+
+    def _send(self, requests: list[_Request]) -> None:
+        """Let requests arrive at their event loops."""
+        costs = self.costs
+        for api in range(self.shape.apis):
+            mine = [request for request in requests if request.api == api]
+            for each_ms, group in (
+                (costs.api_bet_ms, [request for request in mine if not request.read]),
+                (costs.api_read_ms, [request for request in mine if request.read]),
+            ):
+                if group:
+                    work_s = each_ms * costs.received_share * len(group) / 1000
+                    self.loops[api].call(work_s, partial(self._received, api, group))
+
+    def _received(self, api: int, requests: list[_Request]) -> None:
+        if requests[0].read:
+            self._read_waits[api] += requests
+            if not self._reading[api]:
+                self._reading[api] = True
+                self.env.process(self._read(api))
+            return
+        deadline_s = self.env.now + self.setting["command_deadline_ms"] / 1000
+        refused: list[_Request] = []
+        for request in requests:
+            request.deadline_s = deadline_s
+            if not self.writers[api][request.server].submit(request):
+                refused.append(request)
+        if refused:
+            self.refuse(refused)
+
+    def _read(self, api: int) -> Step:
+        """Ask Redis for all that waits, one question at a time."""
+        while self._read_waits[api]:
+            mine, self._read_waits[api] = self._read_waits[api], []
+            yield from self.gates.passed("redis")
+            yield self.cores.work(self.redis, self.costs.redis_read.seconds(len(mine)))
+            self.answer(api, mine, self.costs.api_read_ms, self.costs.api_question_ms)
+        self._reading[api] = False
+
+    def answer(self, api: int, requests: list[_Request], each_ms: float, first_ms: float = 0.0) -> None:
+        """Have an event loop answer requests, some at a time."""
+        each_ms *= 1 - self.costs.received_share
+        for at in range(0, len(requests), ANSWERS_AT_ONCE):
+            group = requests[at : at + ANSWERS_AT_ONCE]
+            work_ms = each_ms * len(group) + (first_ms if at == 0 else 0.0)
+            self.loops[api].call(work_ms / 1000, partial(self._answered, group))
+
+    def _answered(self, requests: list[_Request]) -> None:
+        play, now = self.play, self.env.now
+        closed = play.rate_per_s is None
+        each_s = self.costs.generator.each_ms / (1000 if closed else 2000)
+        done = self.cores.work(self.generator, each_s * len(requests))
+        if closed:
+            done.callbacks.append(lambda _: self._again(requests))
+        for number, request in enumerate(requests, 1):
+            at = now + (0.0 if closed else each_s * number)
+            if request.due_s >= play.warm_s:
+                name = "reads" if request.read else "bets"
+                self.latencies[name].append(at - request.due_s)
+                self.dues[name].append(request.due_s)
+            if play.warm_s <= at < play.duration_s:
+                self.answered += 1
+
+    def _again(self, requests: list[_Request]) -> None:
+        """Send the next request of each connection whose answer has come."""
+        fresh = self._requests(np.full(len(requests), self.env.now))
+        for new, old in zip(fresh, requests, strict=True):
+            new.api = old.api
+        self._send(fresh)
+
+    def refuse(self, requests: list[_Request]) -> None:
+        """Answer that requests were not admitted."""
+        self.refused += len(requests)
+        if self.play.rate_per_s is None:
+            # A connection that is refused at once is not used at once: nobody asks a server to death.
+            self.env.timeout(REFUSED_REST_S).callbacks.append(lambda _: self._again(requests))
+
+    # --- behind the answers ----------------------------------------------------------------------------------------
+
+    def commit_s(self) -> float:
+        """Draw what a commit waits for besides the processors."""
+        return quantile(self.costs.commit_ms, float(self.random["commits"].random())) / 1000
+
+    def _relay(self, server: int) -> Step:
+        env, costs = self.env, self.costs
+        yield env.timeout(float(self.random["phases"].random()) * self.setting["relay_poll_ms"] / 1000)
+        session = self.session("relay", server)
+        most = int(self.setting["relay_batch"])
+        while True:
+            yield from self.gates.passed("relay", f"pg{server}", "kafka")
+            count = min(self.outbox[server], most)
+            yield self.cores.work(session, costs.relay.session.seconds(count))
+            if not count:
+                yield env.timeout(self.setting["relay_poll_ms"] / 1000)
+                continue
+            yield self.cores.work(self.relay, costs.relay.process.seconds(count))
+            yield self.cores.work(self.kafka, costs.kafka.seconds(count))
+            yield from self.gates.passed("relay", f"pg{server}", "kafka")
+            self.outbox[server] -= count
+            for name in self.pending:
+                self.pending[name] += count
+                if not self.told[name].triggered:
+                    self.told[name].succeed()
+            if count < most:
+                yield env.timeout(self.setting["relay_gather_ms"] / 1000)
+
+    def _consumer(self, name: str) -> Step:
+        costs = self.costs
+        stage = costs.matcher if name == "matcher" else costs.projector
+        process = self.matcher if name == "matcher" else self.projector
+        servers = self.shape.servers
+        while True:
+            if not self.pending[name]:
+                self.told[name] = self.env.event()
+                yield self.told[name]
+            yield from self.gates.passed(name, "kafka")
+            count = min(self.pending[name], int(self.setting["consumer_batch"]))
+            yield self.cores.work(process, stage.process.seconds(count))
+            for server in range(servers):
+                yield from self.gates.passed(name, f"pg{server}")
+            yield simpy.AllOf(
+                self.env,
+                [
+                    self.cores.work(self.session(name, server), stage.session.seconds(count / servers))
+                    for server in range(servers)
+                ],
+            )
+            if name == "projector":
+                yield from self.gates.passed("redis")
+                yield self.cores.work(self.redis, costs.projector_redis.seconds(count))
+            self.pending[name] -= count
+
+    def _sampler(self) -> Step:
+        while True:
+            self.samples.append((self.env.now, sum(self.outbox), self.pending["matcher"], self.pending["projector"]))
+            yield self.env.timeout(SAMPLE_EVERY_S)
+
+    def _idle(self) -> Step:
+        """Use what the service uses when nothing is asked of it: a little, often."""
+        piece_s = 0.0005
+        if self.costs.idle_cores <= 0:
+            return
+        draw = self.random["phases"]
+        while True:
+            yield self.env.timeout(float(draw.exponential(piece_s / self.costs.idle_cores)))
+            self.cores.work(self.background, piece_s)
+
+    def _stalls(self) -> Step:
+        draw = self.random["stalls"]
+        while True:
+            yield self.env.timeout(float(draw.exponential(1 / self.costs.stalls_per_s)))
+            lasts_s = quantile(self.costs.stall_ms, float(draw.random())) / 1000
+            yield simpy.AllOf(self.env, [self.cores.work(core, lasts_s) for core in self.machine])
+
+    def _fault(self, fault: Fault) -> Step:
+        yield self.env.timeout(fault.at_s)
+        self.gates.close(fault.target)
+        if fault.target.startswith("pg") and fault.kind == "kill":
+            for row in self.writers:
+                self.refuse(row[int(fault.target[2:])].fail())
+        yield self.env.timeout(fault.lasts_s)
+        self.gates.open(fault.target)
+
+
+class Loop:
+    """An event loop: it works through all that has come, in order; what comes meanwhile is for the next turn."""
+
+    def __init__(self, env: simpy.Environment, cores: Cores, process: Process, wake_s: float) -> None:
+        self._env, self._cores, self._process, self._wake_s = env, cores, process, wake_s
+        self._todo: deque[tuple[float, Callable[[], None]]] = deque()
+        self._turns = False
+
+    def call(self, seconds: float, then: Callable[[], None]) -> None:
+        """Have the loop do something that takes so long; `then` is called when it is done."""
+        self._todo.append((seconds, then))
+        if not self._turns:
+            self._turns = True
+            self._env.process(self._turn())
+
+    def _turn(self) -> Step:
+        while self._todo:
+            mine, self._todo = self._todo, deque()
+            yield self._cores.work(self._process, self._wake_s)
+            for seconds, then in mine:
+                yield self._cores.work(self._process, seconds)
+                then()
+        self._turns = False
+
+
+class Gates:
+    """Which parts of the service are there. What needs one that is not waits for it."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env = env
+        self._closed: dict[str, simpy.Event] = {}
+
+    def is_open(self, name: str) -> bool:
+        """Return whether a part is there."""
+        return name not in self._closed
+
+    def close(self, name: str) -> None:
+        """Take a part away."""
+        self._closed.setdefault(name, self._env.event())
+
+    def open(self, name: str) -> None:
+        """Bring it back."""
+        event = self._closed.pop(name, None)
+        if event is not None:
+            event.succeed()
+
+    def passed(self, *names: str) -> Step:
+        """Wait until all of these are there."""
+        while waits := [self._closed[name] for name in names if name in self._closed]:
+            yield waits[0]
+
+
+class _Lane:
+    __slots__ = ("session", "wanted", "works")
+
+    def __init__(self, env: simpy.Environment, name: str) -> None:
+        self.session = Process(name, WEIGHTS[0])
+        self.wanted = env.event()
+        self.works = False
+
+    def want(self) -> None:
+        if not self.wanted.triggered:
+            self.wanted.succeed()
+
+
+class _Writer:
+    """The writer of one API process for one server: the loop of reference/writer.py."""
+
+    def __init__(self, system: System, api: int, server: int) -> None:
+        self.system, self.api, self.server = system, api, server
+        env = system.env
+        self.queue: deque[_Request] = deque()
+        self.hot = _Hot()
+        self.hot_came = env.event()
+        self.gap = env.event()
+        self.others_posted = False
+        self.lanes = [_Lane(env, f"post{lane} api{api} pg{server}") for lane in range(LANES + 1)]
+        """The last one is that of hot wallets."""
+        self.arrivals = 0
+        self.lingers = False
+        self.linger_s = system.setting["writer_linger_ms"] / 1000
+        for lane in self.lanes[:LANES]:
+            env.process(self._run(lane))
+        env.process(self._run_hot())
+        env.process(self._sweep())
+
+    @property
+    def gate(self) -> str:
+        return f"pg{self.server}"
+
+    def submit(self, request: _Request) -> bool:
+        """Take a command, or return False: the queue is full, or the server is not there."""
+        if not self.system.gates.is_open(self.gate):
+            return False
+        if len(self.queue) + len(self.hot.queue) >= self.system.setting["writer_queue"]:
+            return False
+        if request.hot and self.hot.commands:
+            self._enter_hot(request)
+            return True
+        self.arrivals += 1
+        self.queue.append(request)
+        self.lanes[0].want()
+        if len(self.queue) >= CROWDED:
+            self.lanes[1].want()
+        return True
+
+    def fail(self) -> list[_Request]:
+        """Give back all that waits: its server has gone."""
+        failed = [*self.queue, *self.hot.queue]
+        self.hot.commands -= len(self.hot.queue)
+        self.queue.clear()
+        self.hot.queue.clear()
+        return failed
+
+    def _enter_hot(self, request: _Request) -> None:
+        self.hot.queue.append(request)
+        self.hot.commands += 1
+        if not self.hot_came.triggered:
+            self.hot_came.succeed()
+
+    def _sweep(self) -> Step:
+        env = self.system.env
+        yield env.timeout(float(self.system.random["phases"].random()) * SWEEP_EVERY_S)
+        while True:
+            late: list[_Request] = []
+            for queue in (self.queue, self.hot.queue):
+                while queue and queue[0].deadline_s < env.now:
+                    late.append(queue.popleft())
+                    self.hot.commands -= queue is self.hot.queue
+            if late:
+                self.system.refuse(late)
+            self.lingers = self.arrivals >= LINGER_FROM
+            self.arrivals = 0
+            yield env.timeout(SWEEP_EVERY_S)
+
+    @property
+    def _busy(self) -> bool:
+        return any(lane.works for lane in self.lanes[:LANES])
+
+    def _open_gap(self) -> None:
+        if not self.gap.triggered:
+            self.gap.succeed()
+
+    def _run(self, lane: _Lane) -> Step:
+        env, system = self.system.env, self.system
+        first = lane is self.lanes[0]
+        while True:
+            yield lane.wanted
+            lane.wanted = env.event()
+            lane.works = True
+            while self.queue if first else len(self.queue) >= CROWDED:
+                if first and self.lingers and len(self.queue) < LINGER_BATCH:
+                    self._open_gap()
+                    yield env.timeout(self.linger_s + (system.costs.linger_slack_ms / 1000 if self.linger_s else 0.0))
+                if self.gap.triggered:
+                    self.gap = env.event()
+                batch = self._take()
+                if not batch:
+                    continue
+                yield from self._post(lane, batch)
+                self.others_posted = True
+                if self.queue:
+                    self.lanes[0].want()
+            lane.works = False
+            if not self._busy:
+                self._open_gap()
+
+    def _take(self) -> list[_Request]:
+        size = min(len(self.queue), int(self.system.setting["writer_batch"]))
+        taken = [self.queue.popleft() for _ in range(size)]
+        hot = sum(request.hot for request in taken)
+        if not hot or (hot <= HOT_COMMANDS and not self.hot.commands):
+            return taken
+        heated = not self.hot.commands
+        for request in taken:
+            if request.hot:
+                self._move_to_hot(request)
+        if heated and any(request.hot for request in self.queue):
+            rest = [*self.queue]
+            self.queue.clear()
+            for request in rest:
+                if request.hot:
+                    self._move_to_hot(request)
+                else:
+                    self.queue.append(request)
+        return [request for request in taken if not request.hot]
+
+    def _move_to_hot(self, request: _Request) -> None:
+        self._enter_hot(request)
+        self.arrivals = max(0, self.arrivals - 1)
+
+    def _run_hot(self) -> Step:
+        env, system = self.system.env, self.system
+        lane = self.lanes[LANES]
+        while True:
+            yield self.hot_came
+            self.hot_came = env.event()
+            while self.hot.queue:
+                began = env.now
+                alone = not (self.others_posted or self._busy)
+                self.others_posted = False
+                most = int(system.setting["writer_batch"]) if alone else HOT_BATCH
+                batch = [self.hot.queue.popleft() for _ in range(min(most, len(self.hot.queue)))]
+                yield from self._post(lane, batch)
+                self.hot.commands -= len(batch)
+                if self.hot.queue and (self.others_posted or self._busy):
+                    yield env.timeout(min(HOT_REST_MAX_S, HOT_REST * (env.now - began)))
+                    yield simpy.AnyOf(env, [self.gap, env.timeout(HOT_WAITS_S)])
+
+    def _post(self, lane: _Lane, batch: list[_Request]) -> Step:
+        system, costs = self.system, self.system.costs
+        began = system.env.now
+        yield from system.gates.passed(self.gate)
+        yield system.cores.work(lane.session, costs.post.seconds(len(batch)))
+        # Commits of one server wait for the log one after the other.
+        with system.logs[self.server].request() as turn:
+            yield turn
+            yield system.env.timeout(system.commit_s())
+        system.outbox[self.server] += len(batch)
+        if began >= system.play.warm_s:
+            system.entries += len(batch)
+            system.batches += 1
+        system.post_s += system.env.now - began
+        system.cores.work(system.background, costs.unseen_bet_ms * len(batch) / 1000)
+        system.answer(self.api, batch, costs.api_bet_ms, costs.api_batch_ms)
+
+
+def quantile(table: Sequence[float], share: float) -> float:
+    """Return the value of a table of equidistant quantiles at `share`, 0 to 1; 0 of an empty table."""
+    if not table:
+        return 0.0
+    place = share * (len(table) - 1)
+    low = int(place)
+    high = min(low + 1, len(table) - 1)
+    return table[low] + (table[high] - table[low]) * (place - low)

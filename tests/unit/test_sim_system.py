@@ -1,0 +1,266 @@
+"""The model of the whole service: its parts do what the service's do, and in simple cases it agrees with theory."""
+
+import msgspec
+import numpy as np
+import pytest
+import simpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reference import writer
+from reference.config import ServiceConfig
+from sim import system
+from sim.cases import Shape
+from sim.cores import Cores, Process, share
+from sim.costs import Costs, Linear, Stage
+from sim.faults import Fault
+from sim.queueing import batch_saturation_per_s, gated_batch_mean_latency_s, md1_mean_wait_s
+from sim.system import Play, Run, System, quantile
+
+NOTHING = Linear()
+FREE = Costs(
+    cores=8,
+    generator=NOTHING,
+    tick_ms=0.001,
+    api_wake_ms=0.0,
+    api_bet_ms=0.0,
+    api_batch_ms=0.0,
+    api_read_ms=0.0,
+    api_question_ms=0.0,
+    received_share=0.6,
+    post=NOTHING,
+    commit_ms=[1.0, 1.0],
+    linger_slack_ms=0.0,
+    redis_read=NOTHING,
+    relay=Stage(NOTHING, NOTHING),
+    kafka=NOTHING,
+    matcher=Stage(NOTHING, NOTHING),
+    projector=Stage(NOTHING, NOTHING),
+    projector_redis=NOTHING,
+    idle_cores=0.0,
+    unseen_bet_ms=0.0,
+)
+BUSY = msgspec.structs.replace(
+    FREE,
+    cores=2,
+    generator=Linear(0.0, 0.01),
+    tick_ms=1.0,
+    api_wake_ms=0.03,
+    api_bet_ms=0.05,
+    api_batch_ms=0.1,
+    api_read_ms=0.05,
+    api_question_ms=0.1,
+    post=Linear(0.4, 0.05),
+    redis_read=Linear(0.01, 0.005),
+    relay=Stage(Linear(0.3, 0.02), Linear(0.3, 0.02)),
+    kafka=Linear(0.3, 0.02),
+    matcher=Stage(Linear(0.3, 0.03), Linear(0.5, 0.03)),
+    projector=Stage(Linear(0.3, 0.02), Linear(0.5, 0.01)),
+    projector_redis=Linear(0.0, 0.004),
+    idle_cores=0.1,
+)
+PLAIN = Shape(name="plain", why="")
+
+
+def run(costs: Costs, rate: float | None, seconds: float, shape: Shape = PLAIN, **more: object) -> Run:
+    asked = {"shape": shape, "costs": costs, "rate_per_s": rate, "duration_s": seconds, **more}
+    return System(Play(**asked)).run()  # type: ignore[arg-type]
+
+
+def test_the_constants_are_those_of_the_service() -> None:
+    for name in (
+        "SWEEP_EVERY_S",
+        "LANES",
+        "CROWDED",
+        "LINGER_FROM",
+        "LINGER_BATCH",
+        "HOT_COMMANDS",
+        "HOT_BATCH",
+        "HOT_REST",
+        "HOT_REST_MAX_S",
+        "HOT_WAITS_S",
+    ):
+        assert getattr(system, name) == getattr(writer, name), name
+    defaults = {field.name: field.default for field in msgspec.structs.fields(ServiceConfig)}
+    assert {name: defaults[name] for name in system.DEFAULTS} == system.DEFAULTS
+
+
+# --- cores -----------------------------------------------------------------------------------------------------------
+
+
+def finished(cores: int, asked: list[tuple[float, float]]) -> list[float]:
+    """When each of some processes (weight, seconds of work) is done, all begun at once."""
+    env = simpy.Environment()
+    machine = Cores(env, cores)
+    ends = [0.0] * len(asked)
+
+    def ended(index: int) -> None:
+        ends[index] = env.now
+
+    for index, (weight, seconds) in enumerate(asked):
+        event = machine.work(Process(str(index), weight), seconds)
+        event.callbacks.append(lambda _, index=index: ended(index))  # type: ignore[union-attr]
+    env.run()
+    return ends
+
+
+def test_alone_a_process_has_a_core_and_never_more() -> None:
+    assert finished(4, [(1.0, 2.0)]) == pytest.approx([2.0])
+
+
+def test_processes_share_a_core_by_weight() -> None:
+    # 3:1 until the first is done at 4/3 s; the second has had a third of its second by then.
+    assert finished(1, [(3.0, 1.0), (1.0, 1.0)]) == pytest.approx([4 / 3, 2.0])
+
+
+def test_a_heavy_process_gets_one_core_and_leaves_the_other() -> None:
+    assert finished(2, [(1e9, 1.0), (1.0, 1.0), (1.0, 1.0)]) == pytest.approx([1.0, 1.5, 1.5])
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 1e4), st.floats(0.01, 10)), min_size=1, max_size=8),
+    st.integers(1, 4),
+)
+def test_no_core_idles_while_there_is_work_for_it(asked: list[tuple[float, float]], cores: int) -> None:
+    ends = finished(cores, asked)
+    total = sum(seconds for _, seconds in asked)
+    longest = max(seconds for _, seconds in asked)
+    # The last is done no earlier than all cores together, or the longest alone, could be; nor later than one core.
+    assert max(total / cores, longest) - 1e-6 <= max(ends) <= total + 1e-6
+    for (_, seconds), end in zip(asked, ends, strict=True):
+        assert end >= seconds - 1e-6
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=3, max_size=9))
+def test_all_cores_are_shared_out(weights: list[float]) -> None:
+    processes = [Process(str(index), weight) for index, weight in enumerate(weights)]
+    share(processes, 2)
+    assert sum(process.rate for process in processes) == pytest.approx(2.0)
+    assert all(0 < process.rate <= 1 + 1e-12 for process in processes)
+
+
+def test_a_paused_process_keeps_its_work() -> None:
+    env = simpy.Environment()
+    machine = Cores(env, 1)
+    process = Process("one", 1.0)
+    done = machine.work(process, 1.0)
+    env.run(until=0.25)
+    machine.pause(process)
+    env.run(until=5.0)
+    assert not done.triggered
+    machine.resume(process)
+    env.run(until=done)
+    assert env.now == pytest.approx(5.75)
+
+
+# --- against theory --------------------------------------------------------------------------------------------------
+
+
+def test_one_command_a_batch_is_a_queue_with_constant_service() -> None:
+    alone = Shape(name="alone", why="", settings={"writer_batch": 1, "writer_linger_ms": 0})
+    waits = [
+        float(np.mean(run(FREE, 500, 120, alone, replication=number).latency_s["bets"])) - 0.001 for number in range(4)
+    ]
+    # A tick of the generator is a microsecond here.
+    assert np.mean(waits) == pytest.approx(md1_mean_wait_s(500, 0.001), rel=0.05)
+
+
+def test_batches_without_bound_are_gated_batch_service() -> None:
+    many = Shape(name="many", why="", settings={"writer_linger_ms": 0})
+    costs = msgspec.structs.replace(FREE, post=Linear(2.0, 0.1), commit_ms=[0.0, 0.0])
+    # Below CROWDED no second lane works, so this is one server.
+    waits = [float(np.mean(run(costs, 1500, 40, many, replication=number).latency_s["bets"])) for number in range(4)]
+    assert np.mean(waits) == pytest.approx(gated_batch_mean_latency_s(1500, 0.002, 0.0001), rel=0.02)
+
+
+def test_a_single_lane_saturates_where_full_batches_do() -> None:
+    eight = Shape(name="eight", why="", settings={"writer_batch": 8, "writer_linger_ms": 0})
+    costs = msgspec.structs.replace(FREE, post=Linear(1.0, 0.1), commit_ms=[0.0, 0.0])
+    # 32 connections never make a crowd, so the first lane is alone.
+    found = run(costs, None, 20, eight, connections=32)
+    assert found.throughput_per_s == pytest.approx(batch_saturation_per_s(0.001, 0.0001, 8), rel=0.02)
+
+
+def test_cores_are_used_as_the_utilisation_law_says() -> None:
+    found = run(BUSY, 200, 60)
+    assert found.batch is not None
+    batches = 200 / found.batch
+    per_bet = BUSY.generator.each_ms + BUSY.api_bet_ms + BUSY.post.each_ms
+    per_bet += BUSY.relay.process.each_ms + BUSY.relay.session.each_ms + BUSY.kafka.each_ms
+    per_bet += BUSY.matcher.process.each_ms + BUSY.matcher.session.each_ms
+    per_bet += BUSY.projector.process.each_ms + BUSY.projector.session.each_ms + BUSY.projector_redis.each_ms
+    least = 200 * per_bet + batches * (BUSY.post.fixed_ms + BUSY.api_batch_ms) + 100
+    rounds = 20 * (0.3 + 0.3 + 0.3) + 10 * 0.3 + 20 * (0.3 + 0.5) * 2
+    wakes = (200 + 2 * batches) * BUSY.api_wake_ms
+    assert found.utilisation["cores"] * 2000 == pytest.approx(least + rounds + wakes, rel=0.1)
+
+
+def test_everything_that_arrives_is_answered() -> None:
+    found = run(BUSY, 800, 20, msgspec.structs.replace(PLAIN, read_share=0.5), warm_s=0.0)
+    answered = sum(map(len, found.latency_s.values()))
+    assert answered == pytest.approx(16_000, rel=0.05)
+    assert found.refused == 0
+    assert found.throughput_per_s == pytest.approx(answered / 20, rel=0.01)
+
+
+def test_the_same_seed_is_the_same_run_and_another_replication_is_another() -> None:
+    one, same, other = (run(BUSY, 300, 5, replication=number) for number in (1, 1, 2))
+    assert np.array_equal(one.latency_s["bets"], same.latency_s["bets"])
+    assert not np.array_equal(one.latency_s["bets"], other.latency_s["bets"])
+
+
+# --- what the service does -------------------------------------------------------------------------------------------
+
+
+def test_batches_linger_only_where_more_than_a_few_come() -> None:
+    slow, fast = (np.median(run(FREE, rate, 20).latency_s["bets"]) for rate in (100, 400))
+    assert slow < 0.0015
+    assert fast > 0.004
+
+
+def test_more_than_the_lanes_can_post_is_refused_by_its_deadline() -> None:
+    one = Shape(name="one", why="", settings={"writer_batch": 1, "writer_linger_ms": 0})
+    found = run(FREE, 3000, 15, one)
+    assert found.refused > 5000
+    assert found.latency_s["bets"].max() < 2.0 + system.SWEEP_EVERY_S + 0.1
+
+
+def test_a_hot_wallet_does_not_slow_the_others() -> None:
+    cool = np.quantile(run(BUSY, 600, 20).latency_s["bets"], 0.5)
+    hot = np.quantile(run(BUSY, 600, 20, Shape(name="hot", why="", hot_share=0.1)).latency_s["bets"], 0.5)
+    assert hot < 1.5 * cool
+
+
+@pytest.mark.parametrize(
+    ("target", "stage"), [("redis", "projector"), ("relay", "outbox"), ("matcher", "matcher"), ("kafka", "outbox")]
+)
+def test_what_is_away_leaves_a_backlog_of_rate_times_time_that_goes_again(target: str, stage: str) -> None:
+    fault = Fault("pause", target, 5.0, 4.0)
+    found = run(BUSY, 500, 20, faults=(fault,))
+    backlog = found.backlog[stage]
+    # A batch that was under way then is part of it.
+    assert backlog.max() == pytest.approx(500 * 4.0, rel=0.15)
+    assert backlog[found.sampled_s > 14].max() < 200
+    assert found.refused == 0
+
+
+def test_a_killed_server_refuses_and_comes_back() -> None:
+    found = run(BUSY, 400, 20, Shape(name="two", why="", servers=2), faults=(Fault("kill", "pg1", 5.0, 3.0),))
+    assert found.refused == pytest.approx(400 / 2 * 3.0, rel=0.1)
+    dues = found.due_s["bets"]
+    assert ((dues > 9) & (dues < 20)).sum() == pytest.approx(400 * 11, rel=0.05)
+
+
+def test_quantiles_are_read_between_the_points_of_a_table() -> None:
+    assert quantile([], 0.5) == 0.0
+    assert quantile([1.0, 3.0], 0.25) == 1.5
+    assert quantile([1.0, 3.0], 1.0) == 3.0
+
+
+def test_faults_and_shapes_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        Fault("kill", "pg0", -1.0, 1.0)
+    with pytest.raises(ValueError, match="read_share must be 0 to 1"):
+        Shape(name="x", why="", read_share=1.5)
+    with pytest.raises(ValueError, match="servers must be 1 to 16"):
+        Shape(name="x", why="", servers=0)
