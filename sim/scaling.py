@@ -8,14 +8,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final, Literal
 
 from msgspec.structs import replace
 
 from sim.scaling_loops import Outcome, Trace, api_run, consumer_run
 from sim.scaling_world import Announced, HpaPolicy, KedaPolicy, Policy, Score, Shape, StepPolicy, World
-from sim.writer_model import STUDENT_T_975, Estimate
+from sim.statistics import Estimate, estimate
 
 Role = Literal["consumers", "api"]
 ROLES: Final[tuple[Role, ...]] = ("consumers", "api")
@@ -83,9 +83,9 @@ class Candidate:
 
 def interval(values: Sequence[float]) -> Estimate:
     """Return mean and 95 % interval of independent replications, by Student's t. Bounds may be negative."""
-    mean = fmean(values)
-    half = STUDENT_T_975[len(values) - 2] * stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
+    found = estimate(list(values), lower=-math.inf)
+    assert found is not None, "no value is None"
+    return found
 
 
 def price(score: Score, outcome: Outcome) -> float:
