@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim bench timings benchmarks benchmarks-compare sla checklist report clean lock
+.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim notebooks bench timings benchmarks benchmarks-compare sla checklist report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -52,6 +52,9 @@ mutants: setup ## Plant every known bug, show that each is noticed, and store th
 
 sim: setup ## Predict capacity by simulation, for service times you type
 	@$(BIN)/ledgerproof sim $(ARGS)
+
+notebooks: setup ## Execute the notebooks (ARGS="--html DIR" writes them as pages)
+	@$(BIN)/ledgerproof notebooks run $(ARGS)
 
 bench: setup ## Measure floors and rates of this machine (ARGS=--quick: 10 minutes)
 	@$(BIN)/ledgerproof bench $(ARGS)

@@ -236,3 +236,11 @@ def _trials(world: World, role: Role) -> Iterable[tuple[dict[str, float], Policy
             settings = {"cpu": value}
             policy = replace(best, cpu=value, behaviour=replace(best.behaviour, down=down), announced=floored)
         yield {**settings, "down_stabilisation_s": down_s, "announced_replicas": float(floor)}, policy
+
+
+def traces(world: World, role: Role, shape: str, replication: int = 0) -> dict[str, Trace]:
+    """Return one replication of every policy of a role under a shape, step by step, by name of the policy."""
+    return {
+        name: run_once(world, role, policy, world.shapes[shape], replication)
+        for name, policy in policies_of(world, role).items()
+    }
