@@ -33,6 +33,8 @@ mutation: setup ## Change rules and folds in small ways: do the tests notice? (A
 nightly: setup ## What takes hours: deep random machines, planted bugs in slices, every mutant of rules and folds
 	$(BIN)/pytest tests/machine tests/stack/test_exchange_on_postgres.py --hypothesis-profile nightly --timeout 14400
 	$(BIN)/pytest tests/unit/test_judge_scale.py --hypothesis-profile nightly
+	$(BIN)/pytest tests/unit/test_sim_paths.py tests/unit/test_sim_command_path.py tests/unit/test_sim_statistics.py \
+	    --hypothesis-profile nightly
 	$(BIN)/python tools/mutation.py --minutes 0
 
 up: setup ## Start the stack and the service and leave them running

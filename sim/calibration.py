@@ -27,6 +27,10 @@ QUANTILES: Final = 201
 MATCH_ROUNDS: Final = 8
 MATCH_S: Final = 60.0
 SLACKS_MS: Final = (-1.0, 2.0)
+RECEIVED_SHARE: Final = 0.4
+HANDED_SHARE: Final = 0.25
+"""Of a bet's time in the event loop, by the profile of decision 24's benchmark (`py-spy`): reading and checking the
+request, and encoding its batch for Postgres; the rest decodes and writes the answer."""
 R_SQUARED_MIN: Final = 0.9
 REQUESTS_MIN: Final = 500
 """Of a window whose percentiles are matched."""
@@ -177,9 +181,11 @@ def _costs(measured: Measured, bets: Sequence[Window], reads: Sequence[Window], 
         api_batch_ms=max(0.0, api["posts"] - wake),
         api_read_ms=api["reads"],
         api_question_ms=max(0.0, api["read_groups"] - 2 * wake),
-        received_share=0.6,
+        received_share=RECEIVED_SHARE,
+        handed_share=HANDED_SHARE,
         post=Linear(post["posts"], post["entries"]),
         commit_ms=[],
+        commit_each_ms=_commit_each_ms(bets, post, api["bets"] * HANDED_SHARE),
         linger_slack_ms=0.0,
         redis_read=Linear(redis["read_groups"], redis["reads"]),
         relay=Stage(
@@ -193,6 +199,14 @@ def _costs(measured: Measured, bets: Sequence[Window], reads: Sequence[Window], 
         idle_cores=used_cores(idle) + generator["ticks"],
         unseen_bet_ms=others["bets"],
     )
+
+
+def _commit_each_ms(bets: Sequence[Window], post: dict[str, float], handed_ms: float) -> float:
+    """Return by how much each entry lengthens what a batch waits for besides the processors."""
+    sizes = np.array([window.posted / window.posts for window in bets])
+    took_ms = np.array([1000 * window.post_s / window.posts for window in bets])
+    waits_ms = took_ms - post["posts"] - (post["entries"] + handed_ms) * sizes
+    return max(0.0, float(np.polyfit(sizes, waits_ms, 1)[0]))
 
 
 _Column = Callable[[Window], float]

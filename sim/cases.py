@@ -4,7 +4,7 @@ The file of cases is `sim/cases.toml`; `ledgerproof sim measure` plays one of th
 """
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -46,6 +46,43 @@ class Burst(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int
 
 
+class OutageCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the service that is taken away under a constant load of bets, and brought back."""
+
+    name: str
+    kind: Literal["kill", "pause"]
+    node: str
+    """As the stack calls it: pg0, relay0, matcher0, projector0, kafka, redis."""
+    rate_per_s: float
+    lasts_s: float
+    """From the moment it is taken away until it is asked to come back."""
+    servers: int = 1
+
+    @property
+    def part(self) -> str:
+        """What the model calls it."""
+        return self.node if self.node.startswith("pg") else self.node.rstrip("0123456789")
+
+    @property
+    def sort(self) -> str:
+        """Parts of one sort take the same time to come back."""
+        return self.node.rstrip("0123456789")
+
+
+class Outage(msgspec.Struct, kw_only=True):
+    """What one outage did."""
+
+    case: OutageCase
+    gone_s: float
+    """From the moment the part was taken away until what it does went on."""
+    recovered_s: float
+    """From that moment until no backlog was higher than before, for good."""
+    backlog_peak: dict[str, float]
+    """Most that waited, by stage."""
+    refused: int
+    """Requests that were not accepted."""
+
+
 class Cases(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The configuration that the model is calibrated on, and the others that it is scored on."""
 
@@ -64,6 +101,10 @@ class Cases(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     shares: list[float]
     """Rates of a case, as shares of the saturation that was predicted for it."""
     cases: list[Shape]
+    returns: list[OutageCase]
+    """Outages at a low rate, from which the time that each part needs to come back is taken."""
+    outages: list[OutageCase]
+    """Outages that are forecast and scored."""
 
 
 class Window(msgspec.Struct, kw_only=True):
@@ -128,6 +169,7 @@ class Measured(msgspec.Struct, kw_only=True):
     saturation: Window | None
     drain_s: float = 0.0
     """How long the service took, after the last window, to finish its backlog."""
+    outages: list[Outage] = []
 
 
 def read_cases(path: Path = CASES) -> Cases:

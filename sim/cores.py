@@ -1,8 +1,12 @@
-"""Processors that processes share by weight: what each gets while others want them, too.
+"""Processors that processes share as under Linux' fair scheduler: by weight, in slices, and not at once.
 
-A process works on one thing at a time, in order of arrival, and never on more than one core. Where more processes have
-work than there are cores, each gets a share by its weight, no more than one core (generalised processor sharing:
-Parekh and Gallager, IEEE/ACM Transactions on Networking 1 (1993)); this is what Linux' fair scheduler approximates.
+A process works on one thing at a time, in order of arrival, and never on more than one core. Who has used least of its
+share (run time divided by weight) is next. Who runs is left alone until it has had a slice, whoever wakes meanwhile;
+after that a process that wakes takes its core if it is behind, and else the kernel looks once a tick. With many cores'
+worth of short bursts this waiting for others' slices, not the sharing itself, is what an answer is late by.
+
+Source: Stoica and Abdel-Wahab, "Earliest Eligible Virtual Deadline First" (1995); Linux, kernel/sched/fair.c
+(RUN_TO_PARITY: a process keeps its core for its slice) and sched-eevdf in the kernel's documentation.
 """
 
 from collections import deque
@@ -12,12 +16,32 @@ import simpy
 
 DONE_S: Final = 1e-12
 """Work below this is rounding."""
+SLICE_S: Final = 0.0014
+"""base_slice_ns: 0.7 ms times 1 + log2 of the number of processors, here two."""
+TICK_S: Final = 0.004
+"""CONFIG_HZ=250, the default of servers."""
+TICK_ROUNDING: Final = 1e-6
+REAL_TIME: Final = 1e9
+"""A weight from which on a process is scheduled before all others, and at once."""
+UNIT: Final = 1024.0
+"""The weight at which run time is counted as it is."""
 
 
 class Process:
     """One operating system process, seen by the scheduler."""
 
-    __slots__ = ("busy_s", "jobs", "name", "rate", "remaining_s", "weight")
+    __slots__ = (
+        "busy_s",
+        "jobs",
+        "name",
+        "number",
+        "remaining_s",
+        "since_s",
+        "slice_from_s",
+        "state",
+        "used",
+        "weight",
+    )
 
     def __init__(self, name: str, weight: float) -> None:
         self.name = name
@@ -25,104 +49,174 @@ class Process:
         self.jobs: deque[tuple[float, simpy.Event]] = deque()
         self.remaining_s = 0.0
         """Of the first job."""
-        self.rate = 0.0
-        """Share of a core that it has now."""
+        self.state = "idle"
+        """idle, ready, running or stopped."""
+        self.since_s = 0.0
+        """When it was last accounted for while running."""
+        self.slice_from_s = 0.0
+        """When it was given its core."""
+        self.used = 0.0
+        """Run time divided by weight: who has least is next."""
+        self.number = 0
+        """Of its newest run; what an older one has in the queue of events is void."""
         self.busy_s = 0.0
         """CPU seconds it has used."""
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it is scheduled in real time."""
+        return self.weight >= REAL_TIME
 
 
 class Cores:
     """`count` equal processors."""
 
-    def __init__(self, env: simpy.Environment, count: int) -> None:
+    def __init__(self, env: simpy.Environment, count: int, *, slice_s: float = SLICE_S, tick_s: float = TICK_S) -> None:
         self._env = env
         self.count = count
-        self._active: list[Process] = []
-        self._now = 0.0
-        self._number = 0
-        """Of the newest plan; what an older one has in the queue of events is void."""
-        self.paused: set[str] = set()
-        """Names of processes that are stopped: they keep their work."""
+        self._slice_s, self._tick_s = slice_s, tick_s
+        self._running: list[Process] = []
+        self._ready: list[Process] = []
+        self._least = 0.0
+        """The least use of anybody who runs or waits: who was asleep begins here, and not with what it saved up."""
 
     def work(self, process: Process, seconds: float) -> simpy.Event:
         """Give a process work; the event that is returned happens when it is done."""
         done = self._env.event()
         process.jobs.append((seconds, done))
-        if len(process.jobs) == 1 and process.name not in self.paused:
-            self._advance()
+        if process.state == "idle":
             process.remaining_s = seconds
-            self._active.append(process)
-            self._plan()
+            self._wake(process)
         return done
 
     def pause(self, process: Process) -> None:
         """Stop a process where it is."""
-        self._advance()
-        self.paused.add(process.name)
-        if process in self._active:
-            self._active.remove(process)
-        self._plan()
+        if process.state == "running":
+            self._account(process)
+            process.number += 1
+            self._running.remove(process)
+        elif process.state == "ready":
+            self._ready.remove(process)
+        process.state = "stopped"
+        self._fill()
 
     def resume(self, process: Process) -> None:
         """Let a process go on."""
-        self._advance()
-        self.paused.discard(process.name)
-        if process.jobs and process not in self._active:
-            if process.remaining_s <= DONE_S:
-                process.remaining_s = process.jobs[0][0]
-            self._active.append(process)
-        self._plan()
+        if process.state == "stopped":
+            process.state = "idle"
+            if process.jobs:
+                if process.remaining_s <= DONE_S:
+                    process.remaining_s = process.jobs[0][0]
+                self._wake(process)
 
     def settle(self) -> None:
         """Bring `busy_s` of all processes up to now."""
-        self._advance()
+        for process in self._running:
+            self._account(process)
 
-    def _advance(self) -> None:
-        now = self._env.now
-        passed = now - self._now
-        self._now = now
-        if passed > 0:
-            for process in self._active:
-                done = process.rate * passed
-                process.remaining_s -= done
-                process.busy_s += done
-
-    def _plan(self) -> None:
-        """Share the cores among those with work and plan the next moment at which one of them is done."""
-        self._number += 1
-        active = self._active
-        if not active:
+    def _wake(self, process: Process) -> None:
+        process.used = max(process.used, self._least)
+        if len(self._running) < self.count:
+            self._start(process)
             return
-        if len(active) <= self.count:
-            for process in active:
-                process.rate = 1.0
-        else:
-            share(active, self.count)
-        soonest = min(process.remaining_s / process.rate for process in active)
-        timeout = self._env.timeout(max(soonest, 0.0), self._number)
+        victim = self._victim(process)
+        if victim is None:
+            process.state = "ready"
+            self._ready.append(process)
+            return
+        self._stop(victim)
+        self._start(process)
+
+    def _victim(self, process: Process) -> Process | None:
+        """Return whose core a process that wakes may take."""
+        if process.at_once:
+            others = [other for other in self._running if not other.at_once]
+            return max(others, key=_used, default=None)
+        now = self._env.now
+        others = []
+        for other in self._running:
+            if not other.at_once and now - other.slice_from_s >= self._slice_s:
+                self._account(other)
+                if other.used > process.used:
+                    others.append(other)
+        return max(others, key=_used, default=None)
+
+    def _start(self, process: Process) -> None:
+        now = self._env.now
+        process.state = "running"
+        process.since_s = process.slice_from_s = now
+        self._running.append(process)
+        self._plan(process)
+
+    def _stop(self, process: Process) -> None:
+        self._account(process)
+        process.number += 1
+        self._running.remove(process)
+        process.state = "ready"
+        self._ready.append(process)
+
+    def _plan(self, process: Process) -> None:
+        """Plan the moment at which a running process is done, or the tick at which it may have to give way."""
+        process.number += 1
+        lasts_s = process.remaining_s
+        if not process.at_once:
+            now = self._env.now
+            earliest_s = max(now, process.slice_from_s + self._slice_s)
+            # A tick that rounding puts at this very moment is over.
+            tick_s = (int(earliest_s / self._tick_s + TICK_ROUNDING) + 1) * self._tick_s
+            lasts_s = min(lasts_s, tick_s - now)
+        timeout = self._env.timeout(max(lasts_s, 0.0), (process, process.number))
         timeout.callbacks.append(self._due)
 
+    def _account(self, process: Process) -> None:
+        now = self._env.now
+        passed = now - process.since_s
+        process.since_s = now
+        process.remaining_s -= passed
+        process.busy_s += passed
+        if not process.at_once:
+            process.used += passed * UNIT / process.weight
+
     def _due(self, event: simpy.Event) -> None:
-        if event.value != self._number:
+        process, number = event.value or (None, 0)
+        assert process is not None, "_plan gives the process"
+        if number != process.number or process.state != "running":
             return
-        self._advance()
-        finished: list[simpy.Event] = []
-        for process in [process for process in self._active if process.remaining_s <= DONE_S]:
-            finished.append(process.jobs.popleft()[1])
+        self._account(process)
+        done: simpy.Event | None = None
+        if process.remaining_s <= DONE_S:
+            done = process.jobs.popleft()[1]
             if process.jobs:
                 process.remaining_s = process.jobs[0][0]
-            else:
-                self._active.remove(process)
-        self._plan()
-        for done in finished:
+        if not process.jobs:
+            process.number += 1
+            self._running.remove(process)
+            process.state = "idle"
+            self._fill()
+        elif self._ready and self._over(process):
+            self._stop(process)
+            self._fill()
+        else:
+            self._plan(process)
+        if done is not None:
             done.succeed()
 
+    def _over(self, process: Process) -> bool:
+        """Return whether a running process has to give way now: its slice is over, and somebody is behind it."""
+        if process.at_once or self._env.now - process.slice_from_s < self._slice_s:
+            return False
+        return any(other.at_once or other.used < process.used for other in self._ready)
 
-def share(active: list[Process], cores: int) -> None:
-    """Set the rate of each: by weight, nobody above one core, all cores used. There are more processes than cores."""
-    left, weight = float(cores), sum(process.weight for process in active)
-    for process in sorted(active, key=lambda process: -process.weight):
-        # From the heaviest on: who would get more than a core has one, and the others share what is left.
-        process.rate = min(1.0, left * process.weight / weight)
-        left -= process.rate
-        weight -= process.weight
+    def _fill(self) -> None:
+        """Give free cores to those who have had least."""
+        while self._ready and len(self._running) < self.count:
+            soonest = min(self._ready, key=lambda process: (not process.at_once, process.used))
+            self._ready.remove(soonest)
+            self._start(soonest)
+        fair = [process.used for process in (*self._running, *self._ready) if not process.at_once]
+        if fair:
+            self._least = max(self._least, min(fair))
+
+
+def _used(process: Process) -> float:
+    return process.used

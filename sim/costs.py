@@ -43,10 +43,14 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A question to Redis for all reads that wait."""
     received_share: float
     """Part of a request's time in the event loop that comes before it waits for a batch."""
+    handed_share: float
+    """Part of a bet's time in the event loop in which its batch is written to Postgres."""
     post: Linear
     """CPU of the session that posts a batch."""
     commit_ms: list[float]
     """What a batch waits for besides the processors (log and network), at equidistant quantiles from 0 to 1."""
+    commit_each_ms: float
+    """What each entry of a batch adds to that."""
     linger_slack_ms: float
     """By which timers of the event loop are late on average."""
     redis_read: Linear

@@ -14,8 +14,8 @@ import numpy as np
 from sim.cases import Shape
 from sim.costs import Calibration, Costs, Interval
 from sim.faults import Fault
+from sim.statistics import estimate
 from sim.system import Play, Run, System
-from sim.writer_model import estimate
 
 PERCENTS: Final = (50.0, 90.0, 95.0, 99.0)
 REPLICATIONS: Final = 5

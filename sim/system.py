@@ -21,7 +21,7 @@ import simpy
 from numpy.typing import NDArray
 
 from sim.cases import Shape
-from sim.cores import Cores, Process
+from sim.cores import REAL_TIME, Cores, Process
 from sim.costs import Costs
 from sim.faults import Fault
 
@@ -40,7 +40,6 @@ HOT_WAITS_S: Final = 0.05
 """The writer's constants (reference/writer.py); `tests/unit/test_sim_system.py` holds them equal."""
 WEIGHTS: Final = {0: 1024.0, 5: 335.0, 10: 110.0, -10: 9548.0}
 """Linux' weights of niceness (kernel/sched/core.c)."""
-REAL_TIME: Final = 1e9
 DEFAULTS: Final = {
     "writer_batch": 256,
     "writer_linger_ms": 4,
@@ -55,8 +54,8 @@ DEFAULTS: Final = {
 SAMPLE_EVERY_S: Final = 0.2
 BACKLOGS: Final = ("outbox", "matcher", "projector")
 REQUESTS_MAX: Final = 5_000_000
-ANSWERS_AT_ONCE: Final = 16
-"""So many answers leave an event loop before the first of them is seen."""
+AT_ONCE: Final = 8
+"""So many requests or answers pass an event loop before the first of them is seen on the other side."""
 REFUSED_REST_S: Final = 0.01
 Floats = NDArray[np.float64]
 
@@ -267,9 +266,10 @@ class System:
                 (costs.api_bet_ms, [request for request in mine if not request.read]),
                 (costs.api_read_ms, [request for request in mine if request.read]),
             ):
-                if group:
-                    work_s = each_ms * costs.received_share * len(group) / 1000
-                    self.loops[api].call(work_s, partial(self._received, api, group))
+                for at in range(0, len(group), AT_ONCE):
+                    some = group[at : at + AT_ONCE]
+                    work_s = each_ms * costs.received_share * len(some) / 1000
+                    self.loops[api].call(work_s, partial(self._received, api, some))
 
     def _received(self, api: int, requests: list[_Request]) -> None:
         if requests[0].read:
@@ -293,14 +293,14 @@ class System:
             mine, self._read_waits[api] = self._read_waits[api], []
             yield from self.gates.passed("redis")
             yield self.cores.work(self.redis, self.costs.redis_read.seconds(len(mine)))
-            self.answer(api, mine, self.costs.api_read_ms, self.costs.api_question_ms)
+            each_ms = self.costs.api_read_ms * (1 - self.costs.received_share)
+            self.answer(api, mine, each_ms, self.costs.api_question_ms)
         self._reading[api] = False
 
     def answer(self, api: int, requests: list[_Request], each_ms: float, first_ms: float = 0.0) -> None:
         """Have an event loop answer requests, some at a time."""
-        each_ms *= 1 - self.costs.received_share
-        for at in range(0, len(requests), ANSWERS_AT_ONCE):
-            group = requests[at : at + ANSWERS_AT_ONCE]
+        for at in range(0, len(requests), AT_ONCE):
+            group = requests[at : at + AT_ONCE]
             work_ms = each_ms * len(group) + (first_ms if at == 0 else 0.0)
             self.loops[api].call(work_ms / 1000, partial(self._answered, group))
 
@@ -435,6 +435,12 @@ class Loop:
         if not self._turns:
             self._turns = True
             self._env.process(self._turn())
+
+    def done(self, seconds: float) -> simpy.Event:
+        """Have the loop do something that takes so long; the event happens when it is done."""
+        event = self._env.event()
+        self.call(seconds, partial(_happen, event))
+        return event
 
     def _turn(self) -> Step:
         while self._todo:
@@ -633,19 +639,26 @@ class _Writer:
     def _post(self, lane: _Lane, batch: list[_Request]) -> Step:
         system, costs = self.system, self.system.costs
         began = system.env.now
+        handed_ms = costs.api_batch_ms / 2 + costs.api_bet_ms * costs.handed_share * len(batch)
+        yield system.loops[self.api].done(handed_ms / 1000)
         yield from system.gates.passed(self.gate)
         yield system.cores.work(lane.session, costs.post.seconds(len(batch)))
         # Commits of one server wait for the log one after the other.
         with system.logs[self.server].request() as turn:
             yield turn
-            yield system.env.timeout(system.commit_s())
+            yield system.env.timeout(system.commit_s() + costs.commit_each_ms * len(batch) / 1000)
         system.outbox[self.server] += len(batch)
         if began >= system.play.warm_s:
             system.entries += len(batch)
             system.batches += 1
         system.post_s += system.env.now - began
         system.cores.work(system.background, costs.unseen_bet_ms * len(batch) / 1000)
-        system.answer(self.api, batch, costs.api_bet_ms, costs.api_batch_ms)
+        answered_ms = costs.api_bet_ms * (1 - costs.received_share - costs.handed_share)
+        system.answer(self.api, batch, answered_ms, costs.api_batch_ms / 2)
+
+
+def _happen(event: simpy.Event) -> None:
+    event.succeed()
 
 
 def quantile(table: Sequence[float], share: float) -> float:

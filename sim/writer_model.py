@@ -9,7 +9,6 @@ times do not vary, keys are never repeated, and nothing fails. The model is ther
 calibrated from measured runs.
 """
 
-import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +19,13 @@ import simpy
 
 from reference.routing import SHARDS, even_routing, shards_of_server
 from sim.queueing import batch_saturation_per_s
+from sim.statistics import MIN_REPLICATIONS, Estimate, estimate, replication_percentile
 
 SWEEP_EVERY_S: Final = 0.1
 """How often a writer looks for commands whose deadline passed."""
 WARMUP_SHARE: Final = 0.1
 """Commands that arrive in this first part of a run are served but not counted: the queues begin empty."""
-MIN_REPLICATIONS: Final = 2
-MAX_REPLICATIONS: Final = 31
+MAX_REPLICATIONS: Final = 1_000
 MAX_APIS: Final = 64
 MAX_BATCH: Final = 1_000_000
 MAX_QUEUE: Final = 10_000_000
@@ -36,18 +35,7 @@ MAX_SWEEPS: Final = 10_000_000
 """Looks of all writers for passed deadlines, in all replications together, at most."""
 MAX_MS: Final = 3_600_000.0
 MAX_DURATION_S: Final = 86_400.0
-SAMPLES_BEYOND: Final = 10
-"""A percentile is stated only if at least so many commands of the replication lie beyond it."""
 DRAW_AT_ONCE: Final = 4096
-
-# fmt: off
-STUDENT_T_975: Final = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)
-"""Student's t, 97.5 %, for 1 to 30 degrees of freedom (any statistical table)."""
-# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +141,6 @@ class Replication:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over replications with its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the model says. An estimate is None if a replication could not state the value."""
 
@@ -213,21 +192,6 @@ def simulate(parameters: Parameters, replication: int) -> Replication:
     env.process(_arrivals(env, parameters, replication, writers, tally))
     env.run(until=tally.drained)
     return _measured(parameters, tally, env.now)
-
-
-def estimate(values: Sequence[float | None], upper: float = math.inf) -> Estimate | None:
-    """Return mean and 95 % confidence interval of 2 to 31 independent values (Student's t), None if one is missing.
-
-    No value is below 0 or above `upper`, so the interval is cut there. Raises ValueError for fewer or more values.
-    """
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    if not MIN_REPLICATIONS <= len(known) <= MAX_REPLICATIONS:
-        raise ValueError(f"an interval needs {MIN_REPLICATIONS} to {MAX_REPLICATIONS} replications, not {len(known)}")
-    mean = float(np.mean(known))
-    half = STUDENT_T_975[len(known) - 2] * float(np.std(known, ddof=1)) / math.sqrt(len(known))
-    return Estimate(mean, max(mean - half, 0.0), min(mean + half, upper))
 
 
 @dataclass(slots=True)
@@ -360,10 +324,6 @@ def _measured(parameters: Parameters, tally: _Tally, ended_s: float) -> Replicat
     sizes = [size for began, size in tally.batches if begin_s <= began < end_s]
     in_window = sum(begin_s <= answered < end_s for _, answered in tally.posted)
 
-    def percentile_ms(percent: int) -> float | None:
-        enough = len(latencies_ms) * (100 - percent) >= 100 * SAMPLES_BEYOND
-        return float(np.percentile(latencies_ms, percent)) if enough else None
-
     return Replication(
         arrived=counted(tally.arrived),
         posted=len(latencies_ms),
@@ -373,8 +333,8 @@ def _measured(parameters: Parameters, tally: _Tally, ended_s: float) -> Replicat
         mean_batch=float(np.mean(sizes)) if sizes else None,
         utilisation=tally.busy_s / (parameters.writers * ended_s) if ended_s else 0.0,
         mean_ms=float(latencies_ms.mean()) if len(latencies_ms) else None,
-        p50_ms=percentile_ms(50),
-        p95_ms=percentile_ms(95),
-        p99_ms=percentile_ms(99),
+        p50_ms=replication_percentile(latencies_ms, 50),
+        p95_ms=replication_percentile(latencies_ms, 95),
+        p99_ms=replication_percentile(latencies_ms, 99),
         littles_law_gap=abs(tally.area_s - tally.sojourn_s) / tally.sojourn_s if tally.sojourn_s else 0.0,
     )

@@ -37,7 +37,8 @@ def measure_command(*, case: str, path: Path, rates: tuple[float, ...]) -> int:
     check_writable(path)
     calibrates = case == cases.calibration.name
     asked = rates or (tuple(cases.calibration_rates_per_s) if calibrates else ())
-    found = measure(shapes[case], cases, asked, Progress(), idle=calibrates)
+    outages = cases.returns if calibrates else []
+    found = measure(shapes[case], cases, asked, Progress(), idle=calibrates, outages=outages)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     windows = [*found.windows, *([found.saturation] if found.saturation else [])]
     columns = ["offered/s", "accepted/s", "cores", "batch", "bets p50", "p99", "reads p50", "p99", "lag p99"]

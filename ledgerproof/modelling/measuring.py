@@ -28,23 +28,19 @@ from ledgerproof.bench.plan import CURVE_PERCENTS
 from ledgerproof.bench.plan import Plan as LoadPlan
 from ledgerproof.interrupts import terminate_as_interrupt
 from ledgerproof.machine import commit, describe_machine
+from ledgerproof.modelling.outages import measure_outage
+from ledgerproof.modelling.reading import counted
 from ledgerproof.progress import Progress
-from sim.cases import Burst, Cases, Measured, Shape, Window
+from sim.cases import Burst, Cases, Measured, OutageCase, Shape, Window
 
+UNDISTURBED: Final = {"reconcile_every_s": 0.0}
+"""A pass of the reconciler takes seconds once a minute: it would fall into one window in five, and score by luck."""
 IDLE_S: Final = 6.0
 CLOSED_RATE_MAX: Final = 12_000
 """Requests are prepared for this many a second where saturation is measured."""
 TICKS_PER_S: Final = 100
 """Unit of /proc/stat on Linux (USER_HZ)."""
 _POST: Final = re.compile(r"^db_query_duration_seconds_(sum|count|bucket)\{([^}]*)\} ([0-9.eE+]+)$", re.MULTILINE)
-_ENTRIES: Final = re.compile(r"^ledger_entries_total ([0-9.eE+]+)$", re.MULTILINE)
-_WORK: Final = re.compile(
-    r"^(worker_jobs_processed_total|worker_job_duration_seconds_count|events_published_total)"
-    r'\{(?:group|server)="([^"]+)"\} ([0-9.eE+]+)$',
-    re.MULTILINE,
-)
-"""Messages and batches of each worker, and events of the relay."""
-WORK: Final = {"worker_jobs_processed_total": "jobs", "worker_job_duration_seconds_count": "batches"}
 WORKERS: Final = ("relay", "matcher", "settler", "projector")
 SESSIONS: Final = (
     "SELECT pid, coalesce(usename, backend_type) AS who FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
@@ -56,11 +52,23 @@ class LedgerWrong(Exception):
     """The ledger that the load left is wrong; the message says by which rules."""
 
 
-def measure(shape: Shape, cases: Cases, rates_per_s: Sequence[float], progress: Progress, *, idle: bool) -> Measured:
-    """Measure a configuration on a stack of its own. Raises LedgerWrong, and what the bench raises."""
+def measure(
+    shape: Shape,
+    cases: Cases,
+    rates_per_s: Sequence[float],
+    progress: Progress,
+    *,
+    idle: bool = False,
+    outages: Sequence[OutageCase] = (),
+    saturate: bool = True,
+) -> Measured:
+    """Measure a configuration on a stack of its own. Raises LedgerWrong, and what the bench raises.
+
+    `idle` adds the idle window, bursts and reads of a calibration.
+    """
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
-    spec = StackSpec(servers=shape.servers, apis=shape.apis, settings=dict(shape.settings))
+    spec = StackSpec(servers=shape.servers, apis=shape.apis, settings={**UNDISTURBED, **shape.settings})
     with terminate_as_interrupt():
         with progress.step(f"{shape.name}: starting {shape.servers} servers and {shape.apis} APIs"):
             stack = Stack.start(spec, DEFAULT_ROOT, progress=progress.show)
@@ -93,6 +101,12 @@ def measure(shape: Shape, cases: Cases, rates_per_s: Sequence[float], progress: 
                     bench.drain()
                 for burst in [*(Burst(rate, 1) for rate in cases.read_rates_per_s), *cases.read_bursts]:
                     found.windows.append(_at(bench, reads, burst, cases.window_s))
+            for case in outages:
+                with progress.step(f"{shape.name}: {case.kind} {case.node}") as step:
+                    found.outages.append(one := measure_outage(bench, stack, case))
+                    step.detail = f"back after {one.gone_s:.1f} s, nothing behind after {one.recovered_s:.1f} s"
+            if not saturate:
+                return found
             with progress.step(f"{shape.name}: saturation") as step:
                 found.saturation = _saturated(bench, shape, cases)
                 step.detail = f"{found.saturation.accepted_per_s:,.0f}/s"
@@ -183,12 +197,12 @@ def _reading(bench: Bench) -> _Reading:
             if 'query="post"' in labels:
                 limit = _LIMIT.search(labels)
                 posts[limit.group(1) if what == "bucket" and limit else what] += float(value)
-        posted += sum(float(value) for value in _ENTRIES.findall(text))
+        posted += counted(name, text)["entries"]
     work: dict[str, float] = defaultdict(float)
     for sort in WORKERS:
         for name in bench.stack.nodes_of(sort):
-            for what, who, value in _WORK.findall(scrape(bench.stack.port(name)) or ""):
-                work["relay jobs" if sort == "relay" else f"{who} {WORK[what]}"] += float(value)
+            for what, value in counted(name, scrape(bench.stack.port(name)) or "").items():
+                work[what] += value
     cpu = {node.name: node.cpu_s for node in bench.stack.status(memory=False)}
     cpu.update(asyncio.run(_sessions_s(bench)))
     busy, steal = _machine_s()

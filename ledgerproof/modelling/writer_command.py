@@ -9,7 +9,8 @@ from ledgerproof.attach import json_flag
 from ledgerproof.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from sim.writer_model import Estimate, Prediction
+    from sim.statistics import Estimate
+    from sim.writer_model import Prediction
 
 HAND_TYPED: Final = (
     "Service times were typed by hand, not measured: calibration from measured runs comes with the full capacity model."
@@ -27,7 +28,7 @@ OPTIMISTIC: Final = "Writers of one server do not slow each other in this model:
 @click.option("--queue", "queue_max", type=int, default=4096, show_default=True, help="Commands that wait at most.")
 @click.option("--deadline-ms", type=float, default=2000.0, show_default=True, help="Longest wait before a refusal.")
 @click.option("--duration", "duration_s", type=float, default=60.0, show_default=True, metavar="SECONDS")
-@click.option("--replications", type=int, default=10, show_default=True, help="Independent runs, 2 to 31.")
+@click.option("--replications", type=int, default=10, show_default=True, help="Independent runs, 2 to 1,000.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same prediction.")
 @json_flag
 def writer_command(*, as_json: bool, **typed: Any) -> int:

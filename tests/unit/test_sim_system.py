@@ -4,14 +4,14 @@ import msgspec
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import writer
 from reference.config import ServiceConfig
 from sim import system
 from sim.cases import Shape
-from sim.cores import Cores, Process, share
+from sim.cores import REAL_TIME, Cores, Process
 from sim.costs import Costs, Linear, Stage
 from sim.faults import Fault
 from sim.queueing import batch_saturation_per_s, gated_batch_mean_latency_s, md1_mean_wait_s
@@ -27,9 +27,11 @@ FREE = Costs(
     api_batch_ms=0.0,
     api_read_ms=0.0,
     api_question_ms=0.0,
-    received_share=0.6,
+    received_share=0.4,
+    handed_share=0.25,
     post=NOTHING,
     commit_ms=[1.0, 1.0],
+    commit_each_ms=0.0,
     linger_slack_ms=0.0,
     redis_read=NOTHING,
     relay=Stage(NOTHING, NOTHING),
@@ -108,19 +110,61 @@ def test_alone_a_process_has_a_core_and_never_more() -> None:
     assert finished(4, [(1.0, 2.0)]) == pytest.approx([2.0])
 
 
+def shares(cores: int, weights: list[float], seconds: float = 20.0) -> list[float]:
+    """The CPU that processes get in a time, which all have work without end."""
+    env = simpy.Environment()
+    machine = Cores(env, cores)
+    processes = [Process(str(index), weight) for index, weight in enumerate(weights)]
+    for process in processes:
+        machine.work(process, 1e9)
+    env.run(until=seconds)
+    machine.settle()
+    return [process.busy_s / seconds for process in processes]
+
+
 def test_processes_share_a_core_by_weight() -> None:
-    # 3:1 until the first is done at 4/3 s; the second has had a third of its second by then.
-    assert finished(1, [(3.0, 1.0), (1.0, 1.0)]) == pytest.approx([4 / 3, 2.0])
+    assert shares(1, [3.0, 1.0]) == pytest.approx([0.75, 0.25], abs=0.01)
+    assert shares(2, [1.0, 1.0, 1.0]) == pytest.approx([2 / 3] * 3, abs=0.01)
 
 
-def test_a_heavy_process_gets_one_core_and_leaves_the_other() -> None:
-    assert finished(2, [(1e9, 1.0), (1.0, 1.0), (1.0, 1.0)]) == pytest.approx([1.0, 1.5, 1.5])
+def test_a_process_in_real_time_has_a_core_and_leaves_the_other() -> None:
+    assert shares(2, [REAL_TIME, 1.0, 1.0]) == pytest.approx([1.0, 0.5, 0.5], abs=0.01)
+
+
+def test_who_wakes_waits_for_the_slice_of_who_runs_unless_in_real_time() -> None:
+    def latency_s(weight: float, after_s: float) -> float:
+        env = simpy.Environment()
+        machine = Cores(env, 1, slice_s=0.002, tick_s=0.004)
+        machine.work(Process("hog", 1024.0), 10.0)
+        env.run(until=after_s)
+        env.run(until=machine.work(Process("waker", weight), 0.0001))
+        return float(env.now) - after_s - 0.0001
+
+    assert latency_s(REAL_TIME, 0.001) == pytest.approx(0.0, abs=1e-9)
+    # In its first slice the hog is left alone until the next tick; afterwards who wakes is behind it and comes at once.
+    assert latency_s(1024.0, 0.001) == pytest.approx(0.003, abs=1e-6)
+    assert latency_s(1024.0, 0.003) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_lighter_process_is_interrupted_by_a_heavier_one_after_its_slice() -> None:
+    env = simpy.Environment()
+    machine = Cores(env, 1)
+    light, heavy = Process("light", 110.0), Process("heavy", 1024.0)
+    machine.work(light, 10.0)
+    waits = []
+    for _ in range(200):
+        env.run(until=env.now + 0.00531)
+        before = env.now
+        env.run(until=machine.work(heavy, 0.001))
+        waits.append(env.now - before - 0.001)
+    assert float(np.mean(waits)) < 0.0005
 
 
 @given(
     st.lists(st.tuples(st.floats(0.1, 1e4), st.floats(0.01, 10)), min_size=1, max_size=8),
     st.integers(1, 4),
 )
+@settings(max_examples=30)
 def test_no_core_idles_while_there_is_work_for_it(asked: list[tuple[float, float]], cores: int) -> None:
     ends = finished(cores, asked)
     total = sum(seconds for _, seconds in asked)
@@ -129,14 +173,6 @@ def test_no_core_idles_while_there_is_work_for_it(asked: list[tuple[float, float
     assert max(total / cores, longest) - 1e-6 <= max(ends) <= total + 1e-6
     for (_, seconds), end in zip(asked, ends, strict=True):
         assert end >= seconds - 1e-6
-
-
-@given(st.lists(st.floats(0.1, 1e6), min_size=3, max_size=9))
-def test_all_cores_are_shared_out(weights: list[float]) -> None:
-    processes = [Process(str(index), weight) for index, weight in enumerate(weights)]
-    share(processes, 2)
-    assert sum(process.rate for process in processes) == pytest.approx(2.0)
-    assert all(0 < process.rate <= 1 + 1e-12 for process in processes)
 
 
 def test_a_paused_process_keeps_its_work() -> None:
