@@ -33,7 +33,7 @@ from sim.plan import COST_PARTS, Figures
 from sim.scaling import Comparison, Role
 from sim.scaling_loops import Trace
 from sim.scaling_world import STEP_S, World
-from sim.writer_model import Estimate
+from sim.statistics import Estimate
 
 POINTS_MAX: Final = 500
 """Points of one line; more cannot be told apart on a page."""

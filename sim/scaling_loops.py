@@ -40,8 +40,8 @@ from sim.scaling_world import (
     World,
     noisy,
     start_times,
-    streams,
 )
+from sim.streams import stream
 
 STARTS_DRAWN: Final = 2048
 """Start times drawn for a run; a policy that starts more pods meets the first ones again."""
@@ -258,7 +258,9 @@ def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -
     that does not divide the partitions some members have one more than others: the group keeps up only if those do.
     """
     table, pods = world.consumers, world.pods
-    load, weights, starts, pauses, speed = streams(world, replication, 5)
+    load, weights, starts, pauses, speed = (
+        stream(world.seed, replication, purpose) for purpose in ("events", "weights", "starts", "pauses", "speed")
+    )
     offered = noisy(pods, load, shape.factors(shape.events)) * table.base_per_s
     weight = np.maximum(1 + table.skew * weights.standard_normal(table.partitions), 0.0)
     pause_s = table.rebalance.draw(pauses, STARTS_DRAWN).tolist()
@@ -305,7 +307,7 @@ def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -
 def api_run(world: World, policy: HpaPolicy, shape: Shape, replication: int) -> Trace:
     """Run the API's pods once under one policy: one queue of bounded wait, all ready pods alike."""
     api, pods = world.api, world.pods
-    load, _, starts, _, speed = streams(world, replication, 5)
+    load, starts, speed = (stream(world.seed, replication, purpose) for purpose in ("requests", "starts", "speed"))
     offered = noisy(pods, load, shape.factors(shape.requests)) * api.base_per_s
     rate = api.per_pod_per_s * max(1 + api.pod_spread * float(speed.standard_normal()), SLOWEST)
     fleet = Fleet(api.initial, start_times(pods, starts, STARTS_DRAWN))

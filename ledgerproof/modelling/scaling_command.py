@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sim.failures import Failures, Found
     from sim.scaling import Candidate, Comparison, Line
     from sim.scaling_world import World
-    from sim.writer_model import Estimate
+    from sim.statistics import Estimate
 
 Struct = TypeVar("Struct")
 
