@@ -152,6 +152,12 @@ def cli() -> None:
     show_default=True,
     help="Run the live auditor beside the load; what it finds counts.",
 )
+@click.option(
+    "--predict/--no-predict",
+    default=DEFAULTS.predict,
+    show_default=True,
+    help="Forecast the run by the capacity model before it begins; the report draws the forecast beside the run.",
+)
 def prove_command(
     *,
     duration_s: float,
@@ -164,6 +170,7 @@ def prove_command(
     base_port: int | None,
     keep: bool,
     audit: bool,
+    predict: bool,
 ) -> int:
     """Start a stack, load it, break it, let it recover, and check every entry it holds.
 
@@ -190,6 +197,7 @@ def prove_command(
         base_port=base_port,
         keep=keep,
         audit=audit,
+        predict=predict,
     )
     progress.say(f"ledgerproof {__version__}, seed {options.seed}")
     from ledgerproof.prove import prove  # noqa: PLC0415 - slow to import

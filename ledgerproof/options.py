@@ -53,3 +53,5 @@ class Options:
     keep: bool = False
     audit: bool = False
     """Whether the live auditor runs beside the load and its findings count."""
+    predict: bool = False
+    """Whether the run is forecast by the capacity model before it begins."""

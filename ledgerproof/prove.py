@@ -121,6 +121,8 @@ def prove(options: Options, progress: Progress) -> tuple[Path, dict[str, Any]]:
         settings={"reconcile_every_s": reconcile_every_s(options.duration_s)},
     )
     with log_to(folder / HARNESS_LOG), terminate_as_interrupt():
+        if options.predict:
+            _foretell(recording, options, schedule, planned, progress)
         stack = start_stack(spec, options.root, recording, progress)
         try:
             job = Job(options, schedule, planned, stack, stack.config, recording, progress)
@@ -129,6 +131,18 @@ def prove(options: Options, progress: Progress) -> tuple[Path, dict[str, Any]]:
             take_down(stack, recording, progress, keep=options.keep)
         verdict = conclude(recording, progress, began)
     return folder, verdict
+
+
+def _foretell(
+    recording: Recording, options: Options, schedule: Schedule, planned: list[PlannedFault], progress: Progress
+) -> None:
+    """Write the forecast of this run; its digest goes into the verdict, so that it cannot be changed afterwards."""
+    from ledgerproof.modelling.foretelling import foretell  # noqa: PLC0415 - slow to import
+
+    with progress.step("Forecasting the run") as step:
+        said = foretell(recording.folder, options, schedule, planned)
+        step.detail = f"sealed as {said.digest[:12]}"
+    recording.facts.config["prediction_digest"] = said.digest
 
 
 def reconcile_every_s(duration_s: float) -> float:

@@ -70,6 +70,8 @@ def calibrate(measured: Measured, progress: Callable[[str], None] = lambda _: No
                 )
             )
     costs = _matched(measured, costs, bets, fits, progress)
+    if not measured.outages:
+        refused.append(Refusal("returns", "no outage was measured: how long a part needs to come back is not known"))
     refused.append(Refusal("tail", "beyond p99.9 of the lowest rates nothing is known: no window has the samples"))
     refused.append(Refusal("peak", "no peak is extrapolated from a curve: saturation follows from the steps alone"))
     return Calibration(
@@ -198,6 +200,7 @@ def _costs(measured: Measured, bets: Sequence[Window], reads: Sequence[Window], 
         projector_redis=Linear(0.0, redis["bets"]),
         idle_cores=used_cores(idle) + generator["ticks"],
         unseen_bet_ms=others["bets"],
+        returns_s={one.case.sort: max(0.0, one.gone_s - one.case.lasts_s) for one in measured.outages},
     )
 
 

@@ -64,6 +64,8 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Cores that the service uses when nothing is asked of it."""
     unseen_bet_ms: float
     """CPU of a bet that no station above has: the settler's, log writer's and others'."""
+    returns_s: dict[str, float] = {}
+    """How long a part needs to be back at work from the moment it is asked to, by sort (pg, relay, kafka, …)."""
     stalls_per_s: float = 0.0
     """Moments in which the whole machine is late, however little it does."""
     stall_ms: list[float] = []

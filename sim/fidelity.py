@@ -13,6 +13,7 @@ import msgspec
 from sim.calibration import used_cores
 from sim.cases import Measured, Window
 from sim.costs import Calibration
+from sim.outages import OutageScore
 from sim.prediction import BUSY, Forecast, bottleneck
 from sim.queueing import erlang_c
 
@@ -58,6 +59,7 @@ class Fidelity(msgspec.Struct, kw_only=True):
     measured_at: str
     calibration: str
     cases: list[Score]
+    outages: list[OutageScore] = []
     summary: dict[str, Any] = {}
 
 
@@ -159,7 +161,7 @@ def score(measured: Measured, forecasts: list[Forecast], calibration: Calibratio
     )
 
 
-def summarised(cases: list[Score]) -> dict[str, Any]:
+def summarised(cases: list[Score], outages: list[OutageScore]) -> dict[str, Any]:
     """Return how the cases stand against the goals."""
     errors = sorted(abs(case.throughput_error) for case in cases)
     p50 = [abs(case.p50_error) for case in cases if case.p50_error is not None]
@@ -171,6 +173,9 @@ def summarised(cases: list[Score]) -> dict[str, Any]:
         "p50_within": sum(error <= GOALS["p50"] for error in p50),
         "p99_within": sum(error <= GOALS["p99"] for error in p99),
         "bottlenecks_right": sum(case.bottleneck_right for case in cases),
+        "recoveries_right": sum(outage.recovered_right for outage in outages),
+        "peaks_right": sum(outage.peak_right for outage in outages),
+        "outages": len(outages),
         "goals": dict(GOALS),
         "busy": BUSY,
     }

@@ -11,9 +11,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from sim.cases import Shape
+from sim.cases import OutageCase, Shape
 from sim.costs import Calibration, Costs, Interval
 from sim.faults import Fault
+from sim.outages import OutageForecast, forecast_outage
 from sim.statistics import estimate
 from sim.system import Play, Run, System
 
@@ -51,6 +52,7 @@ class Prediction(msgspec.Struct, kw_only=True):
     """Digest of the calibration."""
     seed: int
     forecasts: list[Forecast]
+    outages: list[OutageForecast] = []
     digest: str = ""
 
 
@@ -136,11 +138,12 @@ def predict(
     *,
     made_at: str,
     commit: str,
-    connections: int,
+    connections: int = 128,
+    outages: Sequence[OutageCase] = (),
     seed: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Prediction:
-    """Return sealed forecasts of configurations at rates (None: saturation) for so many seconds each."""
+    """Return sealed forecasts of outages, and of configurations at rates (None: saturation) for some seconds each."""
     forecasts = []
     for shape, rate, duration_s in asked:
         progress(f"{shape.name} at {'saturation' if rate is None else f'{rate:,.0f}/s'}")
@@ -154,6 +157,7 @@ def predict(
             calibration=calibration_digest(calibration),
             seed=seed,
             forecasts=forecasts,
+            outages=[forecast_outage(calibration.costs, case, seed) for case in outages],
         )
     )
 

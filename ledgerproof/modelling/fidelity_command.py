@@ -15,8 +15,8 @@ from ledgerproof.output import check_writable, json_path_option, print_table
 from ledgerproof.progress import Progress
 
 if TYPE_CHECKING:
-    from sim.cases import Shape
     from sim.fidelity import Fidelity
+    from sim.prediction import Prediction
 
 STORED: Final = Path(__file__).resolve().parents[2] / "reports" / "fidelity.json"
 EXIT_CODES: Final = """\b
@@ -82,14 +82,15 @@ def fidelity_command(
 def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folder: Path) -> "Fidelity":
     from ledgerproof.machine import commit, describe_machine  # noqa: PLC0415
     from ledgerproof.modelling.measuring import measure  # noqa: PLC0415
-    from sim.cases import read_cases, read_measured  # noqa: PLC0415
+    from sim.cases import Shape, read_cases, read_measured  # noqa: PLC0415
     from sim.fidelity import Fidelity, score, summarised  # noqa: PLC0415
-    from sim.prediction import Prediction, calibration_digest, intact, predict  # noqa: PLC0415
+    from sim.outages import score_outage  # noqa: PLC0415
+    from sim.prediction import calibration_digest, predict  # noqa: PLC0415
 
     calibration = read_calibration(path)
     cases = read_cases()
-    known = {shape.name: shape for shape in cases.cases}
-    if unknown := set(only) - known.keys():
+    known = [*(case.name for case in cases.cases), *(case.name for case in cases.outages)]
+    if unknown := set(only) - set(known):
         raise click.UsageError(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     lowest = read_measured(measurement or path.with_name("measurement.json")).windows[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,18 +113,41 @@ def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folde
             rates = [one.rate_per_s for one in said.forecasts if one.rate_per_s is not None]
             seen = measure(shape, cases, rates, progress, idle=False)
             seen_file.write_bytes(msgspec.json.format(msgspec.json.encode(seen), indent=1) + b"\n")
-        said = msgspec.json.decode(said_file.read_bytes(), type=Prediction)
-        if not intact(said):
-            raise click.UsageError(f"{said_file} was changed after it was sealed; remove it and measure again")
+        said = _intact(said_file)
         scores.append(score(read_measured(seen_file), said.forecasts, calibration, lowest))
+    outages = []
+    for case in cases.outages:
+        if only and case.name not in only:
+            continue
+        stem = case.name.replace(" ", "-")
+        said_file, seen_file = folder / f"{stem}-prediction.json", folder / f"{stem}-measured.json"
+        if not (said_file.exists() and seen_file.exists()):
+            made_at = datetime.now(UTC).isoformat(timespec="seconds")
+            said = predict(calibration, [], made_at=made_at, commit=commit(), outages=[case])
+            said_file.write_bytes(msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n")
+            shape = Shape(name=case.name, why="", servers=case.servers)
+            seen = measure(shape, cases, [], progress, outages=[case], saturate=False)
+            seen_file.write_bytes(msgspec.json.format(msgspec.json.encode(seen), indent=1) + b"\n")
+        said = _intact(said_file)
+        outages.append(score_outage(said.outages[0], read_measured(seen_file).outages[0]))
     return Fidelity(
         commit=commit(),
         machine=dict(describe_machine()),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         calibration=calibration_digest(calibration),
         cases=scores,
-        summary=summarised(scores),
+        outages=outages,
+        summary=summarised(scores, outages),
     )
+
+
+def _intact(path: Path) -> "Prediction":
+    from sim.prediction import Prediction, intact  # noqa: PLC0415
+
+    said = msgspec.json.decode(path.read_bytes(), type=Prediction)
+    if not intact(said):
+        raise click.UsageError(f"{path} was changed after it was sealed; remove it and measure again")
+    return said
 
 
 def _print(table: "Fidelity") -> None:
@@ -155,6 +179,24 @@ def _print(table: "Fidelity") -> None:
         "M/M/c p99",
     ]
     print_table(f"forecast against measurement, commit {table.commit}", columns, rows)
+    if table.outages:
+        print_table(
+            "outages: seconds until nothing waits any more, and the most that waited",
+            ["outage", "recovered", "forecast", "stage", "waited", "forecast", "refused", "forecast"],
+            [
+                [
+                    one.name,
+                    f"{one.recovered_s:.1f}",
+                    f"{one.recovered_forecast_s:.1f}{'' if one.recovered_right else '  WRONG'}",
+                    one.stage,
+                    f"{one.peak:,.0f}",
+                    f"{one.peak_forecast:,.0f}{'' if one.peak_right else '  WRONG'}",
+                    f"{one.refused:,}",
+                    f"{one.refused_forecast:,.0f}",
+                ]
+                for one in table.outages
+            ],
+        )
     made = table.summary
     median = made["throughput_median"]
     click.echo(

@@ -6,7 +6,6 @@ others it is what forecasts of faults are scored against.
 
 import threading
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
@@ -16,12 +15,9 @@ from ledgerproof.bench.drive import play
 from ledgerproof.bench.lag import BACKLOGS, scrape, values
 from ledgerproof.modelling.reading import counted
 from sim.cases import Outage, OutageCase
+from sim.outages import AFTER_S, BEFORE_S, STAGES, recovered_s
 
 SAMPLE_EVERY_S: Final = 0.1
-BEFORE_S: Final = 4.0
-AFTER_S: Final = 16.0
-"""The load goes on so long after the part was brought back; longer than any of them takes."""
-STAGE_OF: Final = {"outbox": "outbox", "matcher": "matcher", "projector": "projector"}
 WAITS: Final = {"pg": "entries", "kafka": "relay jobs", "redis": "projector jobs"}
 """What does not grow while a part of this kind is away; of a worker it is what the worker itself does."""
 
@@ -111,13 +107,16 @@ class _Watch:
         rows = [(at - away, done, backlog) for at, done, backlog in self._samples]
         # A counter that begins anew with its process is smaller than before, and grows again.
         gone_s = _back(rows, case.lasts_s)
+        waited = {stage: [(at, backlog.get(stage)) for at, _, backlog in rows] for stage in STAGES}
         return Outage(
             case=case,
             gone_s=gone_s,
-            recovered_s=max(gone_s, *(recovered_s(rows, stage) for stage in STAGE_OF)),
+            recovered_s=max(
+                gone_s, *(recovered_s([(at, backlog.get(stage)) for at, _, backlog in rows]) for stage in STAGES)
+            ),
             backlog_peak={
-                stage: max((backlog.get(stage, 0.0) for at, _, backlog in rows if at >= 0), default=0.0)
-                for stage in STAGE_OF
+                stage: max((value for at, value in rows_of if at >= 0 and value is not None), default=0.0)
+                for stage, rows_of in waited.items()
             },
             refused=refused,
         )
@@ -133,19 +132,3 @@ def _back(rows: list[Row], lasts_s: float) -> float:
         if done > before > 0 or (before == 0 and done > 0):
             return at
     raise RuntimeError("the part did not come back while the load went on")
-
-
-def recovered_s(rows: list[Row], stage: str) -> float:
-    """Return when a backlog was, for good, no higher than it had been before."""
-    before = [backlog[stage] for at, _, backlog in rows if at < 0 and stage in backlog]
-    limit = threshold(before)
-    above = [at for at, _, backlog in rows if at >= 0 and backlog.get(stage, 0.0) > limit]
-    return max(above, default=0.0)
-
-
-def threshold(before: list[float]) -> float:
-    """Return the backlog that counts as nothing special: what it was before, with room for the moment's chance."""
-    return 2.0 * max(before, default=0.0) + 50.0
-
-
-Measure = Callable[[Bench, Stack, OutageCase], Outage]
