@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim fidelity bench timings benchmarks benchmarks-compare sla checklist report clean lock
+.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim fidelity notebooks bench timings benchmarks benchmarks-compare sla checklist report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -57,6 +57,9 @@ sim: setup ## Plan the capacity for a million users (ARGS="--users 2e5"; `ledger
 
 fidelity: setup ## Forecast every case, measure it, and score the forecast (half an hour on a quiet machine)
 	@$(BIN)/ledgerproof sim fidelity $(ARGS)
+
+notebooks: setup ## Execute the notebooks (ARGS="--html DIR" writes them as pages)
+	@$(BIN)/ledgerproof notebooks run $(ARGS)
 
 bench: setup ## Measure floors and rates of this machine (ARGS=--quick: 10 minutes)
 	@$(BIN)/ledgerproof bench $(ARGS)
