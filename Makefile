@@ -3,7 +3,7 @@
 # PYTHON=… names the Python:  make prove PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim bench timings benchmarks benchmarks-compare sla checklist report clean lock
+.PHONY: help setup prove test check mutation nightly up down load chaos mutants campaign sim fidelity notebooks bench timings benchmarks benchmarks-compare sla checklist report clean lock
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -52,8 +52,14 @@ chaos: setup ## The proof with the standard faults (kill a server, kill a worker
 mutants: setup ## Plant every known bug, show that each is noticed, and store the matrix (an hour on 2 cores)
 	@$(BIN)/ledgerproof mutants --write $(ARGS)
 
-sim: setup ## Predict capacity by simulation, for service times you type
-	@$(BIN)/ledgerproof sim $(ARGS)
+sim: setup ## Plan the capacity for a million users (ARGS="--users 2e5"; `ledgerproof sim` lists the model's commands)
+	@$(BIN)/ledgerproof sim plan $(ARGS)
+
+fidelity: setup ## Forecast every case, measure it, and score the forecast (half an hour on a quiet machine)
+	@$(BIN)/ledgerproof sim fidelity $(ARGS)
+
+notebooks: setup ## Execute the notebooks (ARGS="--html DIR" writes them as pages)
+	@$(BIN)/ledgerproof notebooks run $(ARGS)
 
 bench: setup ## Measure floors and rates of this machine (ARGS=--quick: 10 minutes)
 	@$(BIN)/ledgerproof bench $(ARGS)

@@ -36,6 +36,7 @@ from ledgerproof.live.command import audit_command
 from ledgerproof.loading.command import load_group
 from ledgerproof.modelling.command import sim_group
 from ledgerproof.mutants.command import mutants_command
+from ledgerproof.notebooks_command import notebooks_group
 from ledgerproof.operate_command import payouts_group, reconcile_group
 from ledgerproof.options import (
     MAX_BETS,
@@ -457,6 +458,7 @@ cli.add_command(bench_judge_command)
 cli.add_command(failpoints_group)
 cli.add_command(cells_command)
 cli.add_command(sla_command)
+cli.add_command(notebooks_group)
 cli.add_command(checklist_command)
 replay_plan_command.epilog = EXIT_CODES
 cli.add_command(replay_plan_command)

@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 from sim.cases import Measured, Window
 from sim.costs import Calibration, Costs, Fit, Interval, Linear, Refusal, Stage
-from sim.system import DEFAULTS, LINGER_FROM, SWEEP_EVERY_S, Play, System
+from sim.system import DEFAULTS, Play, System
 
 UTILISATION_MAX: Final = 0.4
 """Windows above are not fitted: there queueing and caches begin to change what work costs."""
@@ -26,7 +26,7 @@ RESAMPLES: Final = 400
 QUANTILES: Final = 201
 MATCH_ROUNDS: Final = 8
 MATCH_S: Final = 60.0
-SLACKS_MS: Final = (-1.0, 2.0)
+QUIET_WINDOWS: Final = 3
 RECEIVED_SHARE: Final = 0.4
 HANDED_SHARE: Final = 0.25
 """Of a bet's time in the event loop, by the profile of decision 24's benchmark (`py-spy`): reading and checking the
@@ -188,7 +188,7 @@ def _costs(measured: Measured, bets: Sequence[Window], reads: Sequence[Window], 
         post=Linear(post["posts"], post["entries"]),
         commit_ms=[],
         commit_each_ms=_commit_each_ms(bets, post, api["bets"] * HANDED_SHARE),
-        linger_slack_ms=0.0,
+        linger_slack_ms=measured.timer_late_ms,
         redis_read=Linear(redis["read_groups"], redis["reads"]),
         relay=Stage(
             Linear(relay["rounds"], relay["events"] * share),
@@ -270,13 +270,11 @@ def fitted(name: str, windows: Sequence[Window], read: _Column, columns: dict[st
 def _matched(
     measured: Measured, costs: Costs, bets: Sequence[Window], fits: list[Fit], progress: Callable[[str], None]
 ) -> Costs:
-    """Find the commit's wait and the timers' slack by which the model shows the latencies of the lowest rates."""
+    """Find the commit's wait with which the model shows the latencies of the lowest rates."""
     single = [window for window in bets if window.burst == 1 and window.due >= REQUESTS_MIN]
-    limit = LINGER_FROM / SWEEP_EVERY_S
-    quiet = [window for window in single if (window.offered_per_s or 0) < 0.8 * limit]
-    lingering = [window for window in single if (window.offered_per_s or 0) > 1.2 * limit]
-    if not quiet or not lingering:
-        raise NotCalibrated(f"rates on both sides of {limit:.0f}/s are needed, above which batches wait for company")
+    quiet = single[:QUIET_WINDOWS]
+    if len(quiet) < QUIET_WINDOWS:
+        raise NotCalibrated(f"{QUIET_WINDOWS} windows of single bets are needed, of {REQUESTS_MIN} requests or more")
     mean_ms = float(np.mean([1000 * window.post_s / window.posts - costs.post.fixed_ms for window in quiet]))
     shares = np.linspace(0, 1, QUANTILES)
     commit = np.full(QUANTILES, max(mean_ms, 0.05))
@@ -287,14 +285,6 @@ def _matched(
         at = np.array(quiet[0].percents) / 100
         commit = np.maximum.accumulate(np.maximum(commit + 0.7 * np.interp(shares, at, gap), 0.02))
     costs = msgspec.structs.replace(costs, commit_ms=commit.tolist())
-    slack = 0.0
-    for number in range(MATCH_ROUNDS // 2):
-        progress("matching the timers' slack")
-        costs = msgspec.structs.replace(costs, linger_slack_ms=slack)
-        at50 = lingering[0].percents.index(50.0)
-        slack += float(np.mean([_gap(measured, costs, window, number)[at50] for window in lingering]))
-        slack = min(max(slack, SLACKS_MS[0]), SLACKS_MS[1])
-    costs = msgspec.structs.replace(costs, linger_slack_ms=slack)
     for window in single:
         gap = _gap(measured, costs, window, 99)
         curve = _curve(window)

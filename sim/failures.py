@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from sim.draws import Floats, lognormal, slow_factor
+from sim.streams import stream
 
 FAILURES_TOML: Final = Path(__file__).with_name("failures.toml")
 REPLICATIONS_MAX: Final = 100_000
@@ -131,6 +132,8 @@ class Corruption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_gb: Positive
     fetch_mb_per_s: Positive
     backup_every_s: Positive
+    mean_share: Annotated[float, Meta(gt=0, le=1)]
+    """Mean log rate of a day as a share of that at the peak."""
     wal_replay_mb_per_s: Positive
     start: Draw
     reconcile_rows_per_s: Positive
@@ -323,14 +326,15 @@ def corruption(
 ) -> Timeline:
     """Return the timeline of a server that goes back: found, judged, restored, its log replayed, and reconciled.
 
-    Nothing acknowledged is lost while the log up to the damage is archived; the clock begins with the damage.
+    `wal_mb_per_s` is the log rate at the peak. Nothing acknowledged is lost while the log up to the damage is
+    archived; the clock begins with the damage.
     """
     since_backup = random.uniform(0, table.backup_every_s, number)
     steps = {
         "found": random.uniform(0, found_every_s, number),
         "decision": table.judge.draw(random, number),
         "restore": np.full(number, table.data_gb * 1000 / table.fetch_mb_per_s),
-        "log replay": since_backup * wal_mb_per_s / table.wal_replay_mb_per_s,
+        "log replay": since_backup * wal_mb_per_s * table.mean_share / table.wal_replay_mb_per_s,
         "start": table.start.draw(random, number),
         "reconcile": np.full(number, table.rows / table.reconcile_rows_per_s),
     }
@@ -418,20 +422,23 @@ def recovery(timeline: Timeline) -> Recovery:
 def timelines(failures: Failures) -> tuple[list[Timeline], LagFound]:
     """Draw every scenario, each from a stream of its own, so that a change in one moves none of the others."""
     number = failures.replications
-    random = [np.random.default_rng(np.random.SeedSequence(failures.seed, spawn_key=(each,))) for each in range(9)]
     damage = failures.corruption
-    found, lag = region_lag(failures.lag, random[0])
+
+    def random(purpose: str) -> Random:
+        return stream(failures.seed, 0, purpose)
+
+    found, lag = region_lag(failures.lag, random("region lag"))
     drawn = [
-        api_crash(failures.api, random[1], number),
-        api_hang(failures.api, random[2], number),
-        worker_crash(failures.worker, random[3], number),
-        database_crash(failures.database, random[4], number),
-        database_crash(failures.database, random[5], number, asynchronous=True),
-        region_down(failures.region, lag, random[6], number),
+        api_crash(failures.api, random("API crash"), number),
+        api_hang(failures.api, random("API hang"), number),
+        worker_crash(failures.worker, random("worker crash"), number),
+        database_crash(failures.database, random("database crash"), number),
+        database_crash(failures.database, random("database crash, asynchronous"), number, asynchronous=True),
+        region_down(failures.region, lag, random("region down"), number),
         corruption(
             damage,
             found.wal_mb_per_s,
-            random[7],
+            random("corruption"),
             number,
             found_every_s=damage.found_every_s,
             name="data corruption",
@@ -439,7 +446,7 @@ def timelines(failures: Failures) -> tuple[list[Timeline], LagFound]:
         corruption(
             damage,
             found.wal_mb_per_s,
-            random[8],
+            random("corruption, found once a day"),
             number,
             found_every_s=damage.seed_found_every_s,
             name="data corruption, found once a day",

@@ -5,7 +5,6 @@ difference of two policies has an interval much narrower than either has.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 
 from sim.scaling_loops import Outcome, Trace, api_run, consumer_run
 from sim.scaling_world import Announced, HpaPolicy, KedaPolicy, Policy, Score, Shape, StepPolicy, World
-from sim.statistics import Estimate, estimate
+from sim.statistics import Estimate, estimate, paired_difference
 
 Role = Literal["consumers", "api"]
 ROLES: Final[tuple[Role, ...]] = ("consumers", "api")
@@ -81,13 +80,6 @@ class Candidate:
     replications: int
 
 
-def interval(values: Sequence[float]) -> Estimate:
-    """Return mean and 95 % interval of independent replications, by Student's t. Bounds may be negative."""
-    found = estimate(list(values), lower=-math.inf)
-    assert found is not None, "no value is None"
-    return found
-
-
 def price(score: Score, outcome: Outcome) -> float:
     """Return what a run cost, in pod-hours."""
     return (
@@ -138,8 +130,7 @@ def compare(
             lines.append(_line(world, role, name, shape_name, runs))
         for name, own in prices.items():
             if name != "seed" and "seed" in prices:
-                gap = interval([mine - seeds for mine, seeds in zip(own, prices["seed"], strict=True)])
-                differences.append(Difference(role, name, shape_name, gap))
+                differences.append(Difference(role, name, shape_name, paired_difference(prices["seed"], own)))
     return Comparison(lines, differences)
 
 
@@ -147,8 +138,7 @@ def _line(world: World, role: Role, name: str, shape_name: str, runs: Sequence[O
     shape = world.shapes[shape_name]
 
     def of(field: str) -> Estimate:
-        found = interval([float(getattr(run, field)) for run in runs])
-        return Estimate(found.mean, max(found.low, 0.0), found.high)
+        return _mean([float(getattr(run, field)) for run in runs])
 
     still = _still(shape, role)
     hours = shape.duration_s / 3600
@@ -171,9 +161,15 @@ def _line(world: World, role: Role, name: str, shape_name: str, runs: Sequence[O
         amplitude=of("amplitude"),
         pod_hours=of("pod_hours"),
         refused_share=of("refused_share"),
-        score=interval([price(world.score, run) for run in runs]),
+        score=_mean([price(world.score, run) for run in runs]),
         settles=rests if still else None,
     )
+
+
+def _mean(values: Sequence[float]) -> Estimate:
+    found = estimate(values)
+    assert found is not None, "no value is missing"
+    return found
 
 
 def _still(shape: Shape, role: Role) -> bool:
@@ -208,7 +204,7 @@ def _scored(world: World, role: Role, settings: dict[str, float], policy: Policy
         sum(price(world.score, run_once(world, role, policy, shape, number).outcome) for shape in world.shapes.values())
         for number in range(replications)
     ]
-    return Candidate(role, settings, policy, interval(prices), replications)
+    return Candidate(role, settings, policy, _mean(prices), replications)
 
 
 def _trials(world: World, role: Role) -> Iterable[tuple[dict[str, float], Policy]]:
@@ -236,3 +232,11 @@ def _trials(world: World, role: Role) -> Iterable[tuple[dict[str, float], Policy
             settings = {"cpu": value}
             policy = replace(best, cpu=value, behaviour=replace(best.behaviour, down=down), announced=floored)
         yield {**settings, "down_stabilisation_s": down_s, "announced_replicas": float(floor)}, policy
+
+
+def traces(world: World, role: Role, shape: str, replication: int = 0) -> dict[str, Trace]:
+    """Return one replication of every policy of a role under a shape, step by step, by name of the policy."""
+    return {
+        name: run_once(world, role, policy, world.shapes[shape], replication)
+        for name, policy in policies_of(world, role).items()
+    }

@@ -9,6 +9,7 @@ look at their own periods, at samples of the age they really have.
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final
 
 import numpy as np
@@ -39,8 +40,8 @@ from sim.scaling_world import (
     World,
     noisy,
     start_times,
-    streams,
 )
+from sim.streams import stream
 
 STARTS_DRAWN: Final = 2048
 """Start times drawn for a run; a policy that starts more pods meets the first ones again."""
@@ -257,7 +258,9 @@ def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -
     that does not divide the partitions some members have one more than others: the group keeps up only if those do.
     """
     table, pods = world.consumers, world.pods
-    load, weights, starts, pauses, speed = streams(world, replication, 5)
+    load, weights, starts, pauses, speed = (
+        stream(world.seed, replication, purpose) for purpose in ("events", "weights", "starts", "pauses", "speed")
+    )
     offered = noisy(pods, load, shape.factors(shape.events)) * table.base_per_s
     weight = np.maximum(1 + table.skew * weights.standard_normal(table.partitions), 0.0)
     pause_s = table.rebalance.draw(pauses, STARTS_DRAWN).tolist()
@@ -265,7 +268,8 @@ def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -
     fleet = Fleet(table.initial, start_times(pods, starts, STARTS_DRAWN))
     group = Group(weight / weight.sum(), table.initial, rate)
     look = controller(policy)
-    queue, busy, wanted, ready = (np.zeros(_steps(shape)) for _ in range(4))
+    # Plain lists: the loop touches one number at a time, which arrays are slow at.
+    queue, busy, wanted, ready = ([0.0] * _steps(shape) for _ in range(4))
     rebalances = 0
     for step, arriving in enumerate((offered * STEP_S).tolist()):
         now_s = step * STEP_S
@@ -277,10 +281,10 @@ def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -
                 now_s=now_s,
                 current=fleet.wanted,
                 ready=fleet.ready,
-                cpu=float(busy[window].mean()),
+                cpu=fmean(busy[window]),
                 memory=0.0,
-                lag=float(queue[at]),
-                scraped_lag=float(queue[scraped]),
+                lag=queue[at],
+                scraped_lag=queue[scraped],
                 # What is written and not yet committed is lag in every partition, if there is enough of it.
                 lagging=table.partitions if offered[at] * table.commit_s >= table.partitions else group.lagging(),
                 partitions=table.partitions,
@@ -293,29 +297,31 @@ def consumer_run(world: World, policy: Policy, shape: Shape, replication: int) -
             rebalances += 1
         done = group.step(now_s, arriving)
         busy[step] = done / (rate * STEP_S * fleet.ready) if fleet.ready else 0.0
-        queue[step] = group.waiting + offered[step] * table.commit_s
+        queue[step] = group.waiting + arriving / STEP_S * table.commit_s
         wanted[step], ready[step] = fleet.wanted, fleet.ready
-    outcome = _outcome(shape, queue, wanted, target=table.target_lag, alerts=queue > table.alert_lag)
-    return Trace(offered, queue, wanted, ready, outcome)
+    lags, asked = np.array(queue), np.array(wanted)
+    outcome = _outcome(shape, lags, asked, target=table.target_lag, alerts=lags > table.alert_lag)
+    return Trace(offered, lags, asked, np.array(ready), outcome)
 
 
 def api_run(world: World, policy: HpaPolicy, shape: Shape, replication: int) -> Trace:
     """Run the API's pods once under one policy: one queue of bounded wait, all ready pods alike."""
     api, pods = world.api, world.pods
-    load, _, starts, _, speed = streams(world, replication, 5)
+    load, starts, speed = (stream(world.seed, replication, purpose) for purpose in ("requests", "starts", "speed"))
     offered = noisy(pods, load, shape.factors(shape.requests)) * api.base_per_s
     rate = api.per_pod_per_s * max(1 + api.pod_spread * float(speed.standard_normal()), SLOWEST)
     fleet = Fleet(api.initial, start_times(pods, starts, STARTS_DRAWN))
     look = controller(policy)
     steps = _steps(shape)
-    wait, busy, wanted, ready, refused = (np.zeros(steps) for _ in range(5))
+    # Plain lists: the loop touches one number at a time, which arrays are slow at.
+    wait, busy, wanted, ready, refused = ([0.0] * steps for _ in range(5))
     backlog = 0.0
-    for step in range(steps):
+    for step, arriving in enumerate((offered * STEP_S).tolist()):
         now_s = step * STEP_S
         fleet.arrived(now_s)
         if _due(now_s, pods.sync_s):
             scraped = _sampled(now_s, pods.delay_s, pods.scrape_s)
-            cpu = float(busy[max(scraped - int(pods.scrape_s), 0) : scraped + 1].mean())
+            cpu = fmean(busy[max(scraped - int(pods.scrape_s), 0) : scraped + 1])
             view = View(
                 now_s=now_s,
                 current=fleet.wanted,
@@ -331,16 +337,23 @@ def api_run(world: World, policy: HpaPolicy, shape: Shape, replication: int) -> 
             )
             fleet.ask(now_s, look(view))
         capacity = rate * fleet.ready
-        work = backlog + offered[step] * STEP_S
+        work = backlog + arriving
         done = min(work, capacity * STEP_S)
         backlog = min(work - done, capacity * api.deadline_s)
         refused[step] = work - done - backlog
         wait[step] = backlog / capacity if capacity else api.deadline_s
         busy[step] = done / (capacity * STEP_S) if capacity else 0.0
         wanted[step], ready[step] = fleet.wanted, fleet.ready
-    share = float(refused.sum() / (offered.sum() * STEP_S))
-    outcome = _outcome(shape, wait, wanted, target=api.target_wait_s, alerts=refused > 0, refused_share=share)
-    return Trace(offered, wait, wanted, ready, outcome)
+    lost = np.array(refused)
+    outcome = _outcome(
+        shape,
+        np.array(wait),
+        np.array(wanted),
+        target=api.target_wait_s,
+        alerts=lost > 0,
+        refused_share=float(lost.sum() / (offered.sum() * STEP_S)),
+    )
+    return Trace(offered, np.array(wait), np.array(wanted), np.array(ready), outcome)
 
 
 def _steps(shape: Shape) -> int:

@@ -185,7 +185,7 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     announced_replicas: tuple[Annotated[int, Meta(ge=0)], ...]
     announced_lead_s: Seconds
     cpu: tuple[Annotated[float, Meta(gt=0, le=1)], ...]
-    screen: Annotated[int, Meta(ge=2, le=31)]
+    screen: Annotated[int, Meta(ge=2, le=1000)]
     """Replications of the first round; the best go on with all of them."""
     finalists: Annotated[int, Meta(ge=1, le=100)]
 
@@ -194,21 +194,13 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     seed: Annotated[int, Meta(ge=0)]
-    replications: Annotated[int, Meta(ge=2, le=31)]
+    replications: Annotated[int, Meta(ge=2, le=1000)]
     pods: Pods
     consumers: Consumers
     api: Api
     shapes: dict[str, Shape]
     score: Score
     search: Grid
-
-
-def streams(world: World, replication: int, number: int) -> list[np.random.Generator]:
-    """Return random streams, one per purpose, that are the same for every policy (common random numbers)."""
-    return [
-        np.random.default_rng(np.random.SeedSequence(world.seed, spawn_key=(replication, purpose)))
-        for purpose in range(number)
-    ]
 
 
 def noisy(pods: Pods, random: np.random.Generator, factors: Floats) -> Floats:

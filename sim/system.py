@@ -52,7 +52,14 @@ DEFAULTS: Final = {
 }
 """Defaults of the service's configuration; the test holds them equal, too."""
 SAMPLE_EVERY_S: Final = 0.2
-BACKLOGS: Final = ("outbox", "matcher", "projector")
+GROUPS: Final = ("matcher", "projector")
+BACKLOGS: Final = ("outbox", *GROUPS)
+FETCH_WAIT_S: Final = 0.05
+"""fetch.wait.max.ms of the consumers (reference/bus.py)."""
+FETCH_ENOUGH: Final = 160
+"""Events in fetch.min.bytes: 64 KB of about 400 bytes each."""
+FETCHED_AHEAD: Final = 20_000
+"""Events that a group holds before it asks for no more."""
 REQUESTS_MAX: Final = 5_000_000
 AT_ONCE: Final = 8
 """So many requests or answers pass an event loop before the first of them is seen on the other side."""
@@ -146,9 +153,10 @@ class System:
         self.logs = [simpy.Resource(self.env, 1) for _ in range(shape.servers)]
         self.writers = [[_Writer(self, api, server) for server in range(shape.servers)] for api in range(shape.apis)]
         self.outbox = [0] * shape.servers
-        self.pending = {"matcher": 0, "projector": 0}
-        self.under_way = {"matcher": 0, "projector": 0}
-        self.told = {name: self.env.event() for name in self.pending}
+        self.in_topic = {name: [0] * shape.servers for name in GROUPS}
+        self.in_lane = {name: [0] * shape.servers for name in GROUPS}
+        self.told = {name: self.env.event() for name in GROUPS}
+        self.lane_told = {name: [self.env.event() for _ in range(shape.servers)] for name in GROUPS}
         self.latencies: dict[str, list[float]] = {"bets": [], "reads": []}
         self.dues: dict[str, list[float]] = {"bets": [], "reads": []}
         self.answered = 0
@@ -156,7 +164,7 @@ class System:
         self.entries = 0
         self.batches = 0
         self.post_s = 0.0
-        self.samples: list[tuple[float, int, int, int]] = []
+        self.samples: list[tuple[float, ...]] = []
         self._read_waits: list[list[_Request]] = [[] for _ in range(shape.apis)]
         self._reading = [False] * shape.apis
 
@@ -171,8 +179,10 @@ class System:
             )
         for server in range(self.shape.servers):
             env.process(self._relay(server))
-        env.process(self._consumer("matcher"))
-        env.process(self._consumer("projector"))
+        for name in GROUPS:
+            env.process(self._fetching(name))
+            for server in range(self.shape.servers):
+                env.process(self._lane(name, server))
         env.process(self._sampler())
         env.process(self._idle())
         if self.costs.stalls_per_s > 0:
@@ -356,42 +366,60 @@ class System:
             yield self.cores.work(self.kafka, costs.kafka.seconds(count))
             yield from self.gates.passed("relay", f"pg{server}", "kafka")
             self.outbox[server] -= count
-            for name in self.pending:
-                self.pending[name] += count
+            for name in GROUPS:
+                self.in_topic[name][server] += count
                 if not self.told[name].triggered:
                     self.told[name].succeed()
             if count < most:
                 yield env.timeout(self.setting["relay_gather_ms"] / 1000)
 
-    def _consumer(self, name: str) -> Step:
-        costs = self.costs
-        stage = costs.matcher if name == "matcher" else costs.projector
-        process = self.matcher if name == "matcher" else self.projector
-        servers = self.shape.servers
+    def _fetching(self, name: str) -> Step:
+        """Fetch for a group: the broker answers when there is much, or after a while if there is anything at all."""
+        env = self.env
         while True:
-            if not self.pending[name]:
-                self.told[name] = self.env.event()
+            asked_s = env.now
+            if not any(self.in_topic[name]):
+                self.told[name] = env.event()
                 yield self.told[name]
+            rest_s = asked_s + FETCH_WAIT_S - env.now
+            if sum(self.in_topic[name]) < FETCH_ENOUGH and rest_s > 0:
+                yield env.timeout(rest_s)
             yield from self.gates.passed(name, "kafka")
-            count = min(self.pending[name], int(self.setting["consumer_batch"]))
+            for server, count in enumerate(self.in_topic[name]):
+                self.in_topic[name][server] = 0
+                self.in_lane[name][server] += count
+                if count and not self.lane_told[name][server].triggered:
+                    self.lane_told[name][server].succeed()
+            # What was fetched ahead is bounded: a group that is behind is not asked for more.
+            while sum(self.in_lane[name]) > FETCHED_AHEAD:
+                yield env.timeout(FETCH_WAIT_S)
+
+    def _lane(self, name: str, server: int) -> Step:
+        """Work through what has come for one server: a group has a lane for each."""
+        stage = self.costs.matcher if name == "matcher" else self.costs.projector
+        process = self.matcher if name == "matcher" else self.projector
+        session = self.session(name, server)
+        while True:
+            if not self.in_lane[name][server]:
+                self.lane_told[name][server] = self.env.event()
+                yield self.lane_told[name][server]
+            yield from self.gates.passed(name, "kafka")
+            count = min(self.in_lane[name][server], int(self.setting["consumer_batch"]))
             yield self.cores.work(process, stage.process.seconds(count))
-            for server in range(servers):
-                yield from self.gates.passed(name, f"pg{server}")
-            yield simpy.AllOf(
-                self.env,
-                [
-                    self.cores.work(self.session(name, server), stage.session.seconds(count / servers))
-                    for server in range(servers)
-                ],
-            )
+            yield from self.gates.passed(name, f"pg{server}")
+            yield self.cores.work(session, stage.session.seconds(count))
             if name == "projector":
                 yield from self.gates.passed("redis")
-                yield self.cores.work(self.redis, costs.projector_redis.seconds(count))
-            self.pending[name] -= count
+                yield self.cores.work(self.redis, self.costs.projector_redis.seconds(count))
+            self.in_lane[name][server] -= count
+
+    def waiting(self, name: str) -> int:
+        """Return what a group has not done yet of what is in its topics."""
+        return sum(self.in_topic[name]) + sum(self.in_lane[name])
 
     def _sampler(self) -> Step:
         while True:
-            self.samples.append((self.env.now, sum(self.outbox), self.pending["matcher"], self.pending["projector"]))
+            self.samples.append((self.env.now, sum(self.outbox), *(self.waiting(name) for name in GROUPS)))
             yield self.env.timeout(SAMPLE_EVERY_S)
 
     def _idle(self) -> Step:

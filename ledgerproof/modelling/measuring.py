@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 import psutil
+import uvloop
 
 from compose.stack import DEFAULT_ROOT, Stack
 from compose.state import StackSpec
@@ -36,6 +37,8 @@ from sim.cases import Burst, Cases, Measured, OutageCase, Shape, Window
 UNDISTURBED: Final = {"reconcile_every_s": 0.0}
 """A pass of the reconciler takes seconds once a minute: it would fall into one window in five, and score by luck."""
 IDLE_S: Final = 6.0
+TIMERS: Final = 250
+TIMER_S: Final = 0.004
 CLOSED_RATE_MAX: Final = 12_000
 """Requests are prepared for this many a second where saturation is measured."""
 TICKS_PER_S: Final = 100
@@ -87,6 +90,7 @@ def measure(
                 idle=None,
                 windows=[],
                 saturation=None,
+                timer_late_ms=timer_late_ms(),
             )
             if idle:
                 with progress.step(f"{shape.name}: idle"):
@@ -248,6 +252,20 @@ def _difference(before: _Reading, after: _Reading, duration_s: float) -> Window:
         posted=int(after.posted - before.posted),
         work={name: value - before.work.get(name, 0.0) for name, value in after.work.items()},
     )
+
+
+def timer_late_ms() -> float:
+    """Return by how much timers of the service's event loop are late on average, in milliseconds."""
+
+    async def late_s() -> float:
+        total = 0.0
+        for _ in range(TIMERS):
+            began = time.perf_counter()
+            await asyncio.sleep(TIMER_S)
+            total += time.perf_counter() - began - TIMER_S
+        return total / TIMERS
+
+    return uvloop.run(late_s()) * 1000
 
 
 def _machine_s() -> tuple[float, float]:

@@ -144,9 +144,15 @@ def test_the_persons_decision_dominates_a_lost_region() -> None:
 
 def test_restoring_takes_bytes_over_rates() -> None:
     table = msgspec.structs.replace(
-        FILE.corruption, data_gb=100, fetch_mb_per_s=250, wal_replay_mb_per_s=50, reconcile_rows_per_s=1e6, rows=1e8
+        FILE.corruption,
+        data_gb=100,
+        fetch_mb_per_s=250,
+        mean_share=0.5,
+        wal_replay_mb_per_s=50,
+        reconcile_rows_per_s=1e6,
+        rows=1e8,
     )
-    steps = model.corruption(table, 5.0, random(), NUMBER, found_every_s=60, name="x").steps
+    steps = model.corruption(table, 10.0, random(), NUMBER, found_every_s=60, name="x").steps
     assert set(steps["restore"]) == {400.0}
     assert set(steps["reconcile"]) == {100.0}
     # Half of the four hours at a tenth of the rate.
@@ -190,7 +196,7 @@ def test_backlog_of_the_sums_is_lindleys_recursion() -> None:
 
 
 def test_a_link_that_carries_less_than_is_written_falls_behind_for_ever() -> None:
-    slow = msgspec.structs.replace(FILE.lag, link_mbit_per_s=70.0, days=1, outages_per_day=0.0)
+    slow = msgspec.structs.replace(FILE.lag, link_mbit_per_s=100.0, days=1, outages_per_day=0.0)
     found, _ = region_lag(slow, random())
     assert found.utilisation > 1
     # Behind by the share that does not fit, of a day.
@@ -237,3 +243,9 @@ def test_a_wrong_value_is_refused_with_line_and_field(tmp_path: Path, old: str, 
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(TableError, match=rf"own\.toml:\d+: {words}"):
         read_toml(file, Failures)
+
+
+def test_the_log_of_a_bet_is_the_measured_one() -> None:
+    from sim.demands import read_demands
+
+    assert FILE.lag.wal_bytes_per_bet == read_demands().demand["wal_bytes_per_bet"].value

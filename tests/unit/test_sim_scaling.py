@@ -8,7 +8,7 @@ import pytest
 
 from sim import scaling_loops
 from sim.autoscaler import KedaObject, StepRule
-from sim.scaling import compare, interval, policies_of, price, run_once, search
+from sim.scaling import compare, policies_of, price, run_once, search
 from sim.scaling_loops import Fleet, api_run, consumer_run
 from sim.scaling_world import (
     SCALING_TOML,
@@ -20,8 +20,8 @@ from sim.scaling_world import (
     StepPolicy,
     World,
     noisy,
-    streams,
 )
+from sim.streams import stream
 from sim.tables import TableError, read_toml
 
 WORLD = read_toml(SCALING_TOML, World)
@@ -185,7 +185,7 @@ def test_the_same_replication_has_the_same_load_under_every_policy() -> None:
 
 def test_noise_has_the_mean_and_spread_it_is_said_to_have() -> None:
     pods = msgspec.structs.replace(WORLD.pods, noise=0.2, noise_s=5.0)
-    drawn = noisy(pods, streams(WORLD, 0, 1)[0], np.ones(100_000))
+    drawn = noisy(pods, stream(1, 0, "noise"), np.ones(100_000))
     assert drawn.mean() == pytest.approx(1, abs=0.01)
     assert np.log(drawn).std() == pytest.approx(0.2, abs=0.01)
 
@@ -194,12 +194,6 @@ def test_a_spread_has_the_median_and_95_percent_that_name_it() -> None:
     drawn = Spread(15, 40).draw(np.random.default_rng(1), 100_000)
     assert np.median(drawn) == pytest.approx(15, rel=0.02)
     assert np.percentile(drawn, 95) == pytest.approx(40, rel=0.02)
-
-
-def test_intervals_are_students_and_may_be_negative() -> None:
-    found = interval([-1.0, 0.0, -2.0])
-    assert found.mean == -1
-    assert found.high - found.mean == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
 
 
 def test_a_search_tries_the_grid_and_returns_the_best_first() -> None:
