@@ -7,7 +7,7 @@ from reports.folder import RunFolder
 from reports.forecast_tallies import PERCENTS, seen
 from reports.load_part import milliseconds
 from reports.tables import Cell, Column, Table, make_table
-from reports.words import NBSP, NONE, integer, number, seconds
+from reports.words import NBSP, NONE, integer, number, plural, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +46,8 @@ def forecast_part(run: RunFolder, *, drawn: bool) -> ForecastPart | None:
         f"and the verdict holds the seal. "
     )
     lead += (
-        f"Of {integer(len(judged))} figures that were measured, {integer(sum(judged))} {'lies' if sum(judged) == 1 else 'lie'} inside "
-        "the interval, which is that of the model's mean by chance alone: it knows no error of the model."
+        f"Inside the interval: {integer(sum(judged))} of {plural(len(judged), 'figure')} that were measured. It is "
+        "the interval of the model's mean by chance alone, and knows no error of the model."
         if judged
         else "Nothing of it was measured in this run."
     )

@@ -1,4 +1,4 @@
-"""What a run showed of everything that its forecast speaks of, on the forecast's clock: seconds since the load began."""
+"""What a run showed of everything that its forecast speaks of, while the load was on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -99,7 +99,9 @@ def seen(run: RunFolder, forecast: "RunForecast", bin_s: int) -> Seen | None:
 
 def band(values: Sequence[Sequence[float] | None], start_s: float, bin_s: int, *, peaks: bool = False) -> Band:
     """Return lowest and highest of each second in bins: their means, or of what peaks the highest."""
-    edges, low, high = [start_s], [], []
+    edges = [start_s]
+    low: list[float | None] = []
+    high: list[float | None] = []
     for at in range(0, len(values), bin_s):
         some = [pair for pair in values[at : at + bin_s] if pair is not None]
         edges.append(start_s + min(at + bin_s, len(values)))

@@ -190,7 +190,9 @@ def _traced(path: Path, time_factor: float, place: dict[str, int]) -> "list[tupl
     count = len(read)
     reads = sum(read.count_of(op) for op in READS)
     [(phase, start_s, end_s)] = read.spans()
-    shape = Shape(name=phase, why="", read_share=round(reads / max(1, count), 6), **place)
+    shape = Shape(
+        name=phase, why="", read_share=round(reads / max(1, count), 6), servers=place["servers"], apis=place["apis"]
+    )
     return [(shape, count / (end_s - start_s), end_s - start_s)] if count else []
 
 

@@ -1,4 +1,4 @@
-"""The part of the page about a forecast: what it says, what it draws, and what it does with a changed prediction.json."""
+"""The part of the page about a forecast: what it says, what it draws, and what it makes of a changed prediction."""
 
 import json
 import shutil

@@ -84,8 +84,11 @@ def said(rate: float | None, throughput: float, p50: float, p99: float, bottlene
 
 LOWEST = window(60.0, 2.0, 4.0)
 SEEN = measured(
-    window(300.0, 4.0, 10.0), window(800.0, 8.0, 20.0), window(950.0, 100.0, 400.0), saturated=window(None, 50, 90, accepted=1000)
-)  # fmt: skip
+    window(300.0, 4.0, 10.0),
+    window(800.0, 8.0, 20.0),
+    window(950.0, 100.0, 400.0),
+    saturated=window(None, 50, 90, accepted=1000),
+)
 SAID = [
     said(None, 1100.0, 50, 90),
     said(300.0, 300.0, 5.0, 8.0),
