@@ -200,6 +200,8 @@ def _costs(measured: Measured, bets: Sequence[Window], reads: Sequence[Window], 
         projector_redis=Linear(0.0, redis["bets"]),
         idle_cores=used_cores(idle) + generator["ticks"],
         unseen_bet_ms=others["bets"],
+        warm=measured.warm,
+        cold_at=float(np.mean([utilisation(window, measured.cores) for window in both])),
         returns_s={one.case.sort: max(0.0, one.gone_s - one.case.lasts_s) for one in measured.outages},
     )
 

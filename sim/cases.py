@@ -167,6 +167,8 @@ class Measured(msgspec.Struct, kw_only=True):
     windows: list[Window]
     """At given rates."""
     saturation: Window | None
+    warm: float = 1.0
+    """Share of its time that a piece of work takes if the core has not rested before."""
     timer_late_ms: float = 0.0
     """By how much timers of an event loop of this machine are late on average."""
     drain_s: float = 0.0

@@ -9,6 +9,7 @@ Source: Stoica and Abdel-Wahab, "Earliest Eligible Virtual Deadline First" (1995
 (RUN_TO_PARITY: a process keeps its core for its slice) and sched-eevdf in the kernel's documentation.
 """
 
+import math
 from collections import deque
 from typing import Final
 
@@ -20,6 +21,8 @@ SLICE_S: Final = 0.0014
 """base_slice_ns: 0.7 ms times 1 + log2 of the number of processors, here two."""
 TICK_S: Final = 0.004
 """CONFIG_HZ=250, the default of servers."""
+MEMORY_S: Final = 0.05
+"""How long it takes until cores are warm, or cold again: a cache of some megabytes is filled in less."""
 TICK_ROUNDING: Final = 1e-6
 REAL_TIME: Final = 1e9
 """A weight from which on a process is scheduled before all others, and at once."""
@@ -71,9 +74,27 @@ class Process:
 class Cores:
     """`count` equal processors."""
 
-    def __init__(self, env: simpy.Environment, count: int, *, slice_s: float = SLICE_S, tick_s: float = TICK_S) -> None:
+    def __init__(
+        self,
+        env: simpy.Environment,
+        count: int,
+        *,
+        slice_s: float = SLICE_S,
+        tick_s: float = TICK_S,
+        warm: float = 1.0,
+        cold_at: float = 0.0,
+    ) -> None:
+        """Make processors on which work takes what is said where they are busy for `cold_at` of the time.
+
+        Where they never rest it takes `warm` of that, for caches and clocks of a core that has just been idle are cold;
+        between the two it is linear.
+        """
         self._env = env
         self.count = count
+        self._warm, self._cold_at = warm, cold_at
+        self._level = cold_at
+        """Share of the cores that was busy in the last moments."""
+        self._level_at_s = 0.0
         self._slice_s, self._tick_s = slice_s, tick_s
         self._running: list[Process] = []
         self._ready: list[Process] = []
@@ -83,6 +104,8 @@ class Cores:
     def work(self, process: Process, seconds: float) -> simpy.Event:
         """Give a process work; the event that is returned happens when it is done."""
         done = self._env.event()
+        if self._warm != 1.0:
+            seconds *= self._factor()
         process.jobs.append((seconds, done))
         if process.state == "idle":
             process.remaining_s = seconds
@@ -113,6 +136,14 @@ class Cores:
         """Bring `busy_s` of all processes up to now."""
         for process in self._running:
             self._account(process)
+
+    def _factor(self) -> float:
+        now = self._env.now
+        fade = math.exp((self._level_at_s - now) / MEMORY_S)
+        self._level = self._level * fade + len(self._running) / self.count * (1 - fade)
+        self._level_at_s = now
+        share = (self._level - self._cold_at) / (1 - self._cold_at)
+        return 1 - (1 - self._warm) * min(max(share, 0.0), 1.0)
 
     def _wake(self, process: Process) -> None:
         process.used = max(process.used, self._least)

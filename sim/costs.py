@@ -64,6 +64,10 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Cores that the service uses when nothing is asked of it."""
     unseen_bet_ms: float
     """CPU of a bet that no station above has: the settler's, log writer's and others'."""
+    warm: float = 1.0
+    """Share of its time that work takes where the cores never rest."""
+    cold_at: float = 0.0
+    """Busy share of the cores at which the times above were measured."""
     returns_s: dict[str, float] = {}
     """How long a part needs to be back at work from the moment it is asked to, by sort (pg, relay, kafka, …)."""
     stalls_per_s: float = 0.0

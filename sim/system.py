@@ -129,7 +129,7 @@ class System:
     def __init__(self, play: Play) -> None:
         self.play, self.costs, self.shape = play, play.costs, play.shape
         self.env = simpy.Environment()
-        self.cores = Cores(self.env, self.costs.cores)
+        self.cores = Cores(self.env, self.costs.cores, warm=self.costs.warm, cold_at=self.costs.cold_at)
         shape = self.shape
         self.setting = {name: shape.setting(name, value) for name, value in DEFAULTS.items()}
         real_time = play.rate_per_s is not None
@@ -298,21 +298,22 @@ class System:
             self.refuse(refused)
 
     def _read(self, api: int) -> Step:
-        """Ask Redis for all that waits, one question at a time."""
+        """Ask Redis for all that waits, one question at a time; the loop must come round to its answer first."""
+        half_s = self.costs.api_question_ms / 2000
         while self._read_waits[api]:
+            yield self.loops[api].done(half_s)
             mine, self._read_waits[api] = self._read_waits[api], []
             yield from self.gates.passed("redis")
             yield self.cores.work(self.redis, self.costs.redis_read.seconds(len(mine)))
-            each_ms = self.costs.api_read_ms * (1 - self.costs.received_share)
-            self.answer(api, mine, each_ms, self.costs.api_question_ms)
+            yield self.loops[api].done(half_s)
+            self.answer(api, mine, self.costs.api_read_ms * (1 - self.costs.received_share))
         self._reading[api] = False
 
-    def answer(self, api: int, requests: list[_Request], each_ms: float, first_ms: float = 0.0) -> None:
+    def answer(self, api: int, requests: list[_Request], each_ms: float) -> None:
         """Have an event loop answer requests, some at a time."""
         for at in range(0, len(requests), AT_ONCE):
             group = requests[at : at + AT_ONCE]
-            work_ms = each_ms * len(group) + (first_ms if at == 0 else 0.0)
-            self.loops[api].call(work_ms / 1000, partial(self._answered, group))
+            self.loops[api].call(each_ms * len(group) / 1000, partial(self._answered, group))
 
     def _answered(self, requests: list[_Request]) -> None:
         play, now = self.play, self.env.now
@@ -471,9 +472,9 @@ class Loop:
         return event
 
     def _turn(self) -> Step:
+        yield self._cores.work(self._process, self._wake_s)
         while self._todo:
             mine, self._todo = self._todo, deque()
-            yield self._cores.work(self._process, self._wake_s)
             for seconds, then in mine:
                 yield self._cores.work(self._process, seconds)
                 then()
@@ -679,10 +680,12 @@ class _Writer:
         if began >= system.play.warm_s:
             system.entries += len(batch)
             system.batches += 1
+        # The lane goes on when the loop has come round to Postgres' answer.
+        yield system.loops[self.api].done(costs.api_batch_ms / 2000)
         system.post_s += system.env.now - began
         system.cores.work(system.background, costs.unseen_bet_ms * len(batch) / 1000)
         answered_ms = costs.api_bet_ms * (1 - costs.received_share - costs.handed_share)
-        system.answer(self.api, batch, answered_ms, costs.api_batch_ms / 2)
+        system.answer(self.api, batch, answered_ms)
 
 
 def _happen(event: simpy.Event) -> None:
