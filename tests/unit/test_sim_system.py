@@ -146,6 +146,24 @@ def test_a_paused_process_keeps_its_work() -> None:
     assert env.now == pytest.approx(5.75)
 
 
+def test_work_on_cores_that_never_rest_takes_the_share_that_was_measured() -> None:
+    def used_s(pause_s: float) -> float:
+        env = simpy.Environment()
+        machine = Cores(env, 1, warm=0.8, cold_at=0.2)
+        process = Process("one", 1024.0)
+        for _ in range(400):
+            env.run(until=machine.work(process, 0.005))
+            if pause_s:
+                env.run(until=env.now + pause_s)
+        machine.settle()
+        return process.busy_s
+
+    # 2 s of work. Without a rest it takes four fifths, but for the first moments; where a fifth of the time is busy it
+    # is as it was measured.
+    assert used_s(0.0) < 1.65
+    assert used_s(0.02) == pytest.approx(2.0, rel=0.03)
+
+
 # --- against theory --------------------------------------------------------------------------------------------------
 
 
