@@ -7,7 +7,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import writer
+from reference import cache, writer
 from reference.config import ServiceConfig
 from sim import system
 from sim.cases import Shape
@@ -40,6 +40,7 @@ def test_the_constants_are_those_of_the_service() -> None:
         "HOT_WAITS_S",
     ):
         assert getattr(system, name) == getattr(writer, name), name
+    assert (system.CACHE_TIMEOUT_S, system.CACHE_REST_S) == (cache.TIMEOUT_S, cache.OPEN_CIRCUIT_S)
     defaults = {field.name: field.default for field in msgspec.structs.fields(ServiceConfig)}
     assert {name: defaults[name] for name in system.DEFAULTS} == system.DEFAULTS
 
@@ -253,6 +254,18 @@ def test_what_is_away_leaves_a_backlog_of_rate_times_time_that_goes_again(target
     assert backlog.max() == pytest.approx(500 * 4.0, rel=0.15)
     assert backlog[found.sampled_s > 14].max() < 200
     assert found.refused == 0
+
+
+def test_reads_do_without_a_redis_that_is_away() -> None:
+    reads = msgspec.structs.replace(PLAIN, read_share=1.0)
+    found = run(BUSY, 200, 10, reads, faults=(Fault("pause", "redis", 3.0, 4.0),))
+    took, due = found.latency_s["reads"], found.due_s["reads"]
+    away = took[(due >= 3.0) & (due < 7.0)]
+    # Of every 1.1 s the first 0.1 s waits for Redis in vain; the others are answered by Postgres at once.
+    assert (away > 0.005).mean() == pytest.approx(0.1 / 1.1, abs=0.03)
+    assert away.max() < 0.11
+    assert took[due > 8.2].max() < 0.02
+    assert len(took) == pytest.approx(1800, rel=0.1)
 
 
 def test_a_killed_server_refuses_and_comes_back() -> None:
