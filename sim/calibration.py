@@ -147,10 +147,9 @@ def _costs(measured: Measured, bets: Sequence[Window], reads: Sequence[Window], 
         fits.append(found)
         return {column: interval.value for column, interval in found.coefficients.items()}
 
-    api = fit(
-        "api", both, cpu("api0"), bet_groups=bet_groups, posts=posts, bets=placed, read_groups=read_groups, reads=looked
-    )
-    wake = min(api["bet_groups"], api["posts"])
+    # The loop wakes to what comes and to the answers of Postgres and Redis; at low rates each wakes it anew.
+    wakes: _Column = lambda window: bet_groups(window) + posts(window) + 2 * read_groups(window)  # noqa: E731
+    api = fit("api", both, cpu("api0"), wakes=wakes, batches=posts, bets=placed, questions=read_groups, reads=looked)
     post = fit("posting session", bets, session("ledger_api"), posts=posts, entries=placed)
     generator = fit("generator", both, cpu("generator"), ticks=lambda _: 1000 / tick_ms, groups=groups, each=_requests)
     jobs = work("relay jobs")
@@ -180,11 +179,11 @@ def _costs(measured: Measured, bets: Sequence[Window], reads: Sequence[Window], 
         cores=measured.cores,
         generator=Linear(generator["groups"], generator["each"]),
         tick_ms=tick_ms,
-        api_wake_ms=wake,
+        api_wake_ms=api["wakes"],
         api_bet_ms=api["bets"],
-        api_batch_ms=max(0.0, api["posts"] - wake),
+        api_batch_ms=api["batches"],
         api_read_ms=api["reads"],
-        api_question_ms=max(0.0, api["read_groups"] - 2 * wake),
+        api_question_ms=api["questions"],
         received_share=RECEIVED_SHARE,
         handed_share=HANDED_SHARE,
         post=Linear(post["posts"], post["entries"]),

@@ -66,6 +66,8 @@ CACHE_REST_S: Final = 1.0
 REQUESTS_MAX: Final = 5_000_000
 AT_ONCE: Final = 8
 """So many requests or answers pass an event loop before the first of them is seen on the other side."""
+SENT_AT_ONCE: Final = 32
+"""So many requests leave the generator before an event loop on another core has woken to the first of them."""
 REFUSED_REST_S: Final = 0.01
 Floats = NDArray[np.float64]
 
@@ -264,12 +266,18 @@ class System:
             first = at
             while at < count and requests[at].due_s <= env.now:
                 at += 1
-            yield self.cores.work(self.generator, costs.generator.seconds((at - first) / 2))
-            self._send(requests[first:at])
+            yield self.cores.work(self.generator, costs.generator.fixed_ms / 2000)
+            for begin in range(first, at, SENT_AT_ONCE):
+                some = requests[begin : min(begin + SENT_AT_ONCE, at)]
+                yield self.cores.work(self.generator, costs.generator.each_ms * len(some) / 2000)
+                self._send(some)
 
     def _closed_loop(self) -> Step:
-        yield self.env.timeout(0)
-        self._send(self._requests(np.zeros(self.play.connections)))
+        first = self._requests(np.zeros(self.play.connections))
+        for begin in range(0, len(first), AT_ONCE):
+            some = first[begin : begin + AT_ONCE]
+            yield self.cores.work(self.generator, self.costs.generator.each_ms * len(some) / 1000)
+            self._send(some)
 
     def _send(self, requests: list[_Request]) -> None:
         """Let requests arrive at their event loops."""
@@ -465,6 +473,7 @@ class Loop:
     def __init__(self, env: simpy.Environment, cores: Cores, process: Process, wake_s: float) -> None:
         self._env, self._cores, self._process, self._wake_s = env, cores, process, wake_s
         self._todo: deque[tuple[float, Callable[[], None]]] = deque()
+        self._ready: list[simpy.Event] = []
         self._turns = False
 
     def call(self, seconds: float, then: Callable[[], None]) -> None:
@@ -480,16 +489,36 @@ class Loop:
         self.call(seconds, partial(_happen, event))
         return event
 
+    def soon(self) -> simpy.Event:
+        """Return an event that happens in the loop's next turn, before anything that comes from outside meanwhile."""
+        event = self._env.event()
+        self._ready.append(event)
+        if not self._turns:
+            self._turns = True
+            self._env.process(self._turn())
+        return event
+
     def _turn(self) -> Step:
-        yield self._cores.work(self._process, self._wake_s)
-        while self._todo:
+        # Half of what waking takes comes before the work that woke the loop, half after it.
+        yield self._cores.work(self._process, self._wake_s / 2)
+        while self._todo or self._ready:
+            ready, self._ready = self._ready, []
+            for event in ready:
+                event.succeed()
+            # Whoever waited for this turn goes on before the loop looks what has come.
+            yield self._env.timeout(0)
             mine, self._todo = self._todo, deque()
             for seconds, then in mine:
-                yield self._cores.work(self._process, seconds)
+                if seconds > 0:
+                    yield self._cores.work(self._process, seconds)
                 then()
             # Who was told goes on first: what it gives the loop to do at once costs no wake of its own.
             yield self._env.timeout(0)
+        yield self._cores.work(self._process, self._wake_s / 2)
         self._turns = False
+        if self._todo or self._ready:
+            self._turns = True
+            self._env.process(self._turn())
 
 
 class Gates:
@@ -617,10 +646,13 @@ class _Writer:
             yield lane.wanted
             lane.wanted = env.event()
             lane.works = True
+            # A task goes on in the loop's next turn, when all that came in this one has been queued.
+            yield system.loops[self.api].soon()
             while self.queue if first else len(self.queue) >= CROWDED:
                 if first and self.lingers and len(self.queue) < LINGER_BATCH:
                     self._open_gap()
                     yield env.timeout(self.linger_s + (system.costs.linger_slack_ms / 1000 if self.linger_s else 0.0))
+                    yield system.loops[self.api].soon()
                 if self.gap.triggered:
                     self.gap = env.event()
                 batch = self._take()
