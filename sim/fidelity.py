@@ -6,6 +6,7 @@ rates.
 """
 
 import math
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -61,6 +62,11 @@ class Fidelity(msgspec.Struct, kw_only=True):
     cases: list[Score]
     outages: list[OutageScore] = []
     summary: dict[str, Any] = {}
+
+
+def read_fidelity(path: Path) -> Fidelity:
+    """Read a table of scores. Raises OSError, or msgspec.MsgspecError if the file is none."""
+    return msgspec.json.decode(path.read_bytes(), type=Fidelity)
 
 
 def measured_utilisation(measured: Measured) -> dict[str, float]:

@@ -85,7 +85,7 @@ class Play(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 128
     seed: int = 1
     replication: int = 0
-    warm_s: float = 1.0
+    warm_s: float = 2.0
     """Requests that are due in this first time are not counted."""
     faults: tuple[Fault, ...] = ()
     drain_s: float = 0.0

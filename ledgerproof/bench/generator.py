@@ -311,6 +311,7 @@ class Load:
             duration_s = float(ended[answered].max())
         values, counts = np.unique(status[answered], return_counts=True)
         classes = _classes(self._plan, sent)
+        warm = due >= self._plan.warm_s
         seconds = range(max(1, int(np.ceil(self._plan.duration_s))))
         second_due = due.astype(np.int64)
         second_ended = np.where(accepted, ended, -1).astype(np.int64)
@@ -340,7 +341,7 @@ class Load:
             p99_by_second_ms=[quantile_ms(latency[second_due == second], 0.99) for second in seconds],
             accepted_by_second=[int((second_ended == second).sum()) for second in seconds],
             curves_ms={
-                name: [quantile_ms(latency[mine], percent / 100) for percent in CURVE_PERCENTS]
+                name: [quantile_ms(latency[mine & warm], percent / 100) for percent in CURVE_PERCENTS]
                 for name, mine in classes.items()
             },
             accepted_of={name: int((accepted & mine).sum()) for name, mine in classes.items()},

@@ -47,6 +47,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Mixed only: share of the requests that read a balance."""
     hot_share: float = 0.0
     """Mixed only: share of the bets that come from the first wallet."""
+    warm_s: float = 0.0
+    """Mixed only: what is due before is not in the curves."""
     token: str = ""
     """Bearer token of every request; empty for a service that asks for none."""
     count: str = ""

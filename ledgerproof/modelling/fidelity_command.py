@@ -58,14 +58,14 @@ def fidelity_command(
     json_path: str | None,
 ) -> int:
     """Forecast each case of sim/cases.toml, measure it on a stack of its own, and score the forecast."""
-    from sim.fidelity import Fidelity  # noqa: PLC0415 - slow to import
+    from sim.fidelity import read_fidelity  # noqa: PLC0415 - slow to import
 
     if json_path not in (None, "-"):
         check_writable(Path(str(json_path)))
     if stored:
         if not STORED.exists():
             raise click.UsageError(f"{STORED} is not there; `ledgerproof sim fidelity --write` makes it")
-        table = msgspec.json.decode(STORED.read_bytes(), type=Fidelity)
+        table = read_fidelity(STORED)
     else:
         table = _measured(only, calibration, measurement, folder)
         if write:

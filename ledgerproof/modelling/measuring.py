@@ -38,6 +38,8 @@ from sim.cases import Burst, Cases, Measured, OutageCase, Shape, Window
 UNDISTURBED: Final = {"reconcile_every_s": 0.0}
 """A pass of the reconciler takes seconds once a minute: it would fall into one window in five, and score by luck."""
 IDLE_S: Final = 6.0
+WARM_S: Final = 2.0
+"""Latencies count from here on: in the first moments connections, caches and books are new."""
 TIMERS: Final = 250
 TIMER_S: Final = 0.004
 PIECES: Final = 150
@@ -141,6 +143,7 @@ def _at(bench: Bench, shape: Shape, burst: Burst, duration_s: float) -> Window:
             loop="open",
             rate=rate,
             burst=burst.size,
+            warm_s=WARM_S,
             duration_s=duration_s,
             read_share=shape.read_share,
             hot_share=shape.hot_share,
@@ -158,6 +161,7 @@ def _saturated(bench: Bench, shape: Shape, cases: Cases) -> Window:
         duration_s=cases.saturation_s,
         requests_max=int(CLOSED_RATE_MAX * cases.saturation_s),
         connections=cases.connections,
+        warm_s=WARM_S,
         read_share=shape.read_share,
         hot_share=shape.hot_share,
     )
