@@ -27,6 +27,8 @@ QUANTILES: Final = 201
 MATCH_ROUNDS: Final = 8
 MATCH_S: Final = 60.0
 QUIET_WINDOWS: Final = 3
+GATHERED_LEAST: Final = 1.3
+"""Groups of requests that a batch gathers, in the window that gathers most."""
 POSTS_SHARE: Final = 0.25
 """Of MATCH_S: a mean needs less than a tail."""
 RECEIVED_SHARE: Final = 0.4
@@ -72,6 +74,12 @@ def calibrate(measured: Measured, progress: Callable[[str], None] = lambda _: No
                 )
             )
     costs = _matched(measured, costs, bets, fits, progress)
+    if max(groups_per_s(window, costs.tick_ms) * window.duration_s / window.posts for window in bets) < GATHERED_LEAST:
+        refused.append(
+            Refusal(
+                "wakes", "each group of bets was posted alone: what a wake costs cannot be told from a batch's cost"
+            )
+        )
     if not measured.outages:
         refused.append(Refusal("returns", "no outage was measured: how long a part needs to come back is not known"))
     refused.append(Refusal("tail", "beyond p99.9 of the lowest rates nothing is known: no window has the samples"))

@@ -271,6 +271,7 @@ class System:
                 some = requests[begin : min(begin + SENT_AT_ONCE, at)]
                 yield self.cores.work(self.generator, costs.generator.each_ms * len(some) / 2000)
                 self._send(some)
+            yield self.cores.work(self.generator, costs.generator.fixed_ms / 2000)
 
     def _closed_loop(self) -> Step:
         first = self._requests(np.zeros(self.play.connections))

@@ -22,8 +22,8 @@ PREDICTIONS_FOLDER: Final = Path("reports/predictions")
 READS: Final = frozenset({"balance", "strong_balance", "entries"})
 PHASE_MAX_S: Final = 30.0
 """No more of a phase is simulated: after that it repeats itself, or it is beyond what the service carries."""
-PHASE_MIN_S: Final = 3.0
-"""Less says nothing: the first second is a warm-up."""
+PHASE_MIN_S: Final = 5.0
+"""Less says nothing: the first seconds are a warm-up."""
 EXIT_CODES: Final = """\b
 Exit codes:
    0  forecast and sealed

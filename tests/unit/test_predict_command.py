@@ -23,7 +23,7 @@ wallets = 10
 matches = 2
 hot_share = 0.1
 stages = [
-    { phase = "first", duration_s = 4, rate = [0, 40], mix = { bet = 1 } },
+    { phase = "first", duration_s = 6, rate = [0, 40], mix = { bet = 1 } },
     { phase = "second", duration_s = 3, rate = 60, mix = { bet = 50, balance = 30, strong_balance = 15, entries = 5 } },
     { phase = "silent", duration_s = 3, rate = 0, mix = { bet = 1 } },
 ]
@@ -111,7 +111,7 @@ def test_factors_multiply_rates_and_durations() -> None:
 
 
 def test_no_more_than_half_a_minute_of_a_phase_is_simulated() -> None:
-    assert [simulated_s(lasts_s) for lasts_s in (0.1, 3.0, 12.5, 30.0, 3600.0)] == [3.0, 3.0, 12.5, 30.0, 30.0]
+    assert [simulated_s(lasts_s) for lasts_s in (0.1, 5.0, 12.5, 30.0, 3600.0)] == [5.0, 5.0, 12.5, 30.0, 30.0]
 
 
 # --- what is made -----------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_each_phase_is_forecast_and_the_whole_is_sealed_where_it_says(folder: Pa
     assert said.calibration == calibration_digest(SLOW)
     assert [one.shape.name for one in said.forecasts] == ["first", "second"]
     first, second = said.forecasts
-    assert (first.rate_per_s, first.duration_s) == (20.0, 4.0)
+    assert (first.rate_per_s, first.duration_s) == (20.0, 6.0)
     assert (second.rate_per_s, second.shape.read_share, second.shape.hot_share) == (60.0, 0.5, 0.1)
     assert first.shape.servers == 1
     assert set(second.latency_ms) == {"bets", "reads"}

@@ -18,7 +18,7 @@ from tests.model_costs import BUSY
 
 PERCENTS = [10.0, 50.0, 75.0, 90.0, 95.0, 99.0]
 SECONDS = 8.0
-SHAPE = Shape(name="calibration", why="", settings={"writer_linger_ms": 0})
+SHAPE = Shape(name="calibration", why="")
 TRUE = msgspec.structs.replace(
     BUSY,
     generator=msgspec.structs.replace(BUSY.generator, fixed_ms=0.02),
@@ -292,6 +292,20 @@ def test_with_too_few_windows_of_single_bets_no_wait_is_told(measured: Measured)
 
 def test_how_late_timers_are_is_taken_as_it_was_measured(found: Calibration) -> None:
     assert found.costs.linger_slack_ms == TRUE.linger_slack_ms
+
+
+def test_where_no_batch_gathers_anything_the_cost_of_a_wake_is_named_as_unknown(
+    measured: Measured, found: Calibration, quick: None
+) -> None:
+    alone = [
+        msgspec.structs.replace(window, posts=round(groups_per_s(window, TRUE.tick_ms) * SECONDS))
+        if window.read_share == 0
+        else window
+        for window in measured.windows
+    ]
+    again = calibrate(msgspec.structs.replace(measured, windows=alone))
+    assert "wakes" in {one.what for one in again.refused}
+    assert "wakes" not in {one.what for one in found.refused}
 
 
 def test_without_reads_their_cost_is_named_as_unknown(measured: Measured, quick: None) -> None:
