@@ -177,8 +177,10 @@ class System:
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> Run:
-        """Play it. Raises ValueError if it is too long to be computed."""
+        """Play it. Raises ValueError if it is too long to be computed, or over before anything is counted."""
         play, env = self.play, self.env
+        if play.duration_s <= play.warm_s:
+            raise ValueError(f"{play.duration_s:g} s are too short: the first {play.warm_s:g} s are not counted")
         if (play.rate_per_s or 0) * play.duration_s > REQUESTS_MAX:
             raise ValueError(
                 f"{play.rate_per_s:,.0f}/s for {play.duration_s:g} s is more than {REQUESTS_MAX:,} requests"

@@ -185,7 +185,7 @@ def test_bounds_that_are_none_are_refused() -> None:
 def test_every_class_and_the_refused_share_count() -> None:
     def of(bets: float, reads: float, refused: float) -> bool:
         found = msgspec.structs.replace(
-            forecast(BUSY, PLAIN, 20.0, duration_s=2.0, replications=2),
+            forecast(BUSY, PLAIN, 20.0, duration_s=4.0, replications=2),
             latency_ms={
                 "bets": {"p99": Interval(bets, bets, bets)},
                 "reads": {"p99": Interval(reads, reads, reads)},
