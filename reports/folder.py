@@ -7,7 +7,7 @@ Times are seconds since the run's origin, latencies seconds, unless a name says 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import polars as pl
@@ -16,7 +16,12 @@ from invariants import history
 from reports.gaps import Gap, read_json, why_unread
 from reports.loads import KNEE_FILE, LOAD_FILE, Knee, Load, read_knee, read_load
 
+if TYPE_CHECKING:
+    from sim.run_forecast import RunForecast
+
 Number = float | str | None
+PREDICTION_FILE = "prediction.json"
+"""What `ledgerproof prove --predict` writes before the run."""
 
 
 class Fault(msgspec.Struct):
@@ -180,6 +185,8 @@ class RunFolder:
     load: Load | None = None
     """What `ledgerproof load` found; None for a run of another command."""
     knee: Knee | None = None
+    forecast: "RunForecast | None" = None
+    """What the capacity model said before the run."""
     gaps: list[Gap] = field(default_factory=list)
 
 
@@ -238,6 +245,7 @@ def read_run(path: Path) -> RunFolder:
         files=_list_files(path),
         load=load,
         knee=read_knee(path / KNEE_FILE, gaps) if searched else None,
+        forecast=_read_forecast(path / PREDICTION_FILE, verdict.config.get("prediction_digest"), gaps),
         gaps=gaps,
     )
 
@@ -258,6 +266,35 @@ def _read_verdict(path: Path, gaps: list[Gap]) -> Verdict:
     if not verdict.config and (path / "config.json").exists():
         verdict.config = read_json(path / "config.json", "the configuration is not shown", gaps)
     return verdict
+
+
+def _read_forecast(path: Path, sealed_as: object, gaps: list[Gap]) -> "RunForecast | None":
+    """Read the forecast of the run; `sealed_as` is the digest that the verdict holds, if any.
+
+    One that is not as it was sealed is no forecast: it could have been written after the run.
+    """
+    if not path.exists() and not sealed_as:
+        return None
+    from sim.run_forecast import read_run_forecast  # noqa: PLC0415 - slow to import, and few runs have one
+
+    consequence = "the forecast is not shown"
+    try:
+        found = read_run_forecast(path)
+    except OSError as error:
+        gaps.append(Gap(path.name, f"{why_unread(error)}: {consequence}"))
+        return None
+    except (ValueError, msgspec.MsgspecError) as error:
+        gaps.append(Gap(path.name, f"{error}: {consequence}"))
+        return None
+    if sealed_as and found.digest != sealed_as:
+        gaps.append(Gap(path.name, f"not the one whose seal the verdict holds: {consequence}"))
+        return None
+    bands = [band for second in found.seconds for band in (second.answered, second.p50_ms, second.p99_ms)]
+    bands += [band for second in found.seconds for band in second.backlog.values()]
+    if found.duration_s <= 0 or any(band is not None and len(band) != 2 for band in bands):
+        gaps.append(Gap(path.name, f"a band has not two bounds, or the load no length: {consequence}"))
+        return None
+    return found
 
 
 def _read_table(path: Path, columns: dict[str, pl.DataType], consequence: str, gaps: list[Gap]) -> pl.DataFrame | None:

@@ -9,6 +9,7 @@ import polars as pl
 
 from reports import pairs, tables
 from reports.folder import RunFolder, Verdict
+from reports.forecast_part import ForecastPart, forecast_part
 from reports.gaps import Gap
 from reports.load_part import LoadPart, load_part
 from reports.load_plots import HEAT_BINS
@@ -82,6 +83,7 @@ class Page:
     gaps: list[Gap]
     broken: bool
     load: LoadPart | None
+    forecast: ForecastPart | None
     sla: Table | None
     faults: Table | None
     shard_moves: Table | None
@@ -127,6 +129,7 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
         ("latency", "Latency", True),
         ("availability", "Availability", True),
         ("backlogs", "Backlogs", True),
+        ("forecast", "Forecast", run.forecast is not None),
         ("anomalies", "Anomalies", not broken),
         ("unknown", "Unknown outcomes", True),
         ("sometimes", "Sometimes", True),
@@ -149,6 +152,7 @@ def build(run: RunFolder, clock: Clock | None, plots: dict[str, Plot]) -> Page:
         gaps=gaps,
         broken=broken,
         load=load,
+        forecast=forecast_part(run, drawn=any(name.startswith("forecast-") for name in plots)),
         sla=tables.sla(verdict),
         faults=tables.faults(verdict),
         shard_moves=tables.shard_moves(verdict),

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from reports.folder import read_run
+from reports.forecast_plots import forecast_plots
 from reports.load_part import lag_limit_ms
 from reports.load_plots import load_plots
 from reports.page import TEMPLATES, build
@@ -24,7 +25,7 @@ def render(run_folder: Path) -> Path:
     """
     run = read_run(run_folder)
     clock = clock_of(run)
-    plots = {**draw_all(run, clock), **load_plots(run, lag_limit_ms(run))}
+    plots = {**draw_all(run, clock), **load_plots(run, lag_limit_ms(run)), **forecast_plots(run, clock)}
     page = build(run, clock, plots)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -27,6 +27,10 @@ QUANTILES: Final = 201
 MATCH_ROUNDS: Final = 8
 MATCH_S: Final = 60.0
 QUIET_WINDOWS: Final = 3
+GATHERED_LEAST: Final = 1.3
+"""Groups of requests that a batch gathers, in the window that gathers most."""
+POSTS_SHARE: Final = 0.25
+"""Of MATCH_S: a mean needs less than a tail."""
 RECEIVED_SHARE: Final = 0.4
 HANDED_SHARE: Final = 0.25
 """Of a bet's time in the event loop, by the profile of decision 24's benchmark (`py-spy`): reading and checking the
@@ -70,6 +74,12 @@ def calibrate(measured: Measured, progress: Callable[[str], None] = lambda _: No
                 )
             )
     costs = _matched(measured, costs, bets, fits, progress)
+    if max(groups_per_s(window, costs.tick_ms) * window.duration_s / window.posts for window in bets) < GATHERED_LEAST:
+        refused.append(
+            Refusal(
+                "wakes", "each group of bets was posted alone: what a wake costs cannot be told from a batch's cost"
+            )
+        )
     if not measured.outages:
         refused.append(Refusal("returns", "no outage was measured: how long a part needs to come back is not known"))
     refused.append(Refusal("tail", "beyond p99.9 of the lowest rates nothing is known: no window has the samples"))
@@ -286,6 +296,14 @@ def _matched(
         at = np.array(quiet[0].percents) / 100
         commit = np.maximum.accumulate(np.maximum(commit + 0.7 * np.interp(shares, at, gap), 0.02))
     costs = msgspec.structs.replace(costs, commit_ms=commit.tolist())
+    # A batch waits for the event loop and for other batches, too: the model knows how long, a regression does not.
+    bursts = [window for window in bets if window.burst > 1]
+    sizes = np.array([window.posted / window.posts for window in bursts])
+    for number in range(MATCH_ROUNDS // 2):
+        progress("matching what each entry of a batch adds")
+        gap = np.array([_post_gap_ms(measured, costs, window, number) for window in bursts])
+        each_ms = costs.commit_each_ms + float((gap * sizes).sum() / (sizes**2).sum())
+        costs = msgspec.structs.replace(costs, commit_each_ms=max(0.0, each_ms))
     for window in single:
         gap = _gap(measured, costs, window, 99)
         curve = _curve(window)
@@ -305,6 +323,23 @@ def _matched(
 
 def _curve(window: Window) -> Floats:
     return np.array([math.nan if value is None else value for value in window.curves_ms["bets"]])
+
+
+def _post_gap_ms(measured: Measured, costs: Costs, window: Window, number: int) -> float:
+    """Return by how many milliseconds posting a batch took longer than the model's."""
+    play = Play(
+        shape=measured.shape,
+        costs=costs,
+        rate_per_s=window.offered_per_s,
+        duration_s=MATCH_S * POSTS_SHARE,
+        burst=window.burst,
+        seed=1,
+        replication=number,
+        warm_s=0.0,
+    )
+    system = System(play)
+    system.run()
+    return 1000 * (window.post_s / window.posts - system.post_s / max(1, system.batches))
 
 
 def _gap(measured: Measured, costs: Costs, window: Window, number: int) -> Floats:

@@ -117,6 +117,7 @@ class Cores:
         if process.state == "running":
             self._account(process)
             process.number += 1
+            self._age()
             self._running.remove(process)
         elif process.state == "ready":
             self._ready.remove(process)
@@ -138,12 +139,16 @@ class Cores:
             self._account(process)
 
     def _factor(self) -> float:
+        self._age()
+        share = (self._level - self._cold_at) / (1 - self._cold_at)
+        return 1 - (1 - self._warm) * min(max(share, 0.0), 1.0)
+
+    def _age(self) -> None:
+        """Bring the level up to now; whoever starts or stops a process asks for it first."""
         now = self._env.now
         fade = math.exp((self._level_at_s - now) / MEMORY_S)
         self._level = self._level * fade + len(self._running) / self.count * (1 - fade)
         self._level_at_s = now
-        share = (self._level - self._cold_at) / (1 - self._cold_at)
-        return 1 - (1 - self._warm) * min(max(share, 0.0), 1.0)
 
     def _wake(self, process: Process) -> None:
         process.used = max(process.used, self._least)
@@ -176,12 +181,14 @@ class Cores:
         now = self._env.now
         process.state = "running"
         process.since_s = process.slice_from_s = now
+        self._age()
         self._running.append(process)
         self._plan(process)
 
     def _stop(self, process: Process) -> None:
         self._account(process)
         process.number += 1
+        self._age()
         self._running.remove(process)
         process.state = "ready"
         self._ready.append(process)
@@ -221,6 +228,7 @@ class Cores:
                 process.remaining_s = process.jobs[0][0]
         if not process.jobs:
             process.number += 1
+            self._age()
             self._running.remove(process)
             process.state = "idle"
             self._fill()

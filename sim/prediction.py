@@ -6,7 +6,7 @@ measured window may differ by chance: each window of the measurement is one repl
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ SATURATION_WARM_S: Final = 2.0
 BUSY: Final = 0.85
 """A resource that is busier than this is a bottleneck."""
 FORMAT: Final = 1
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 class Forecast(msgspec.Struct, kw_only=True):
@@ -61,8 +62,17 @@ def digest(value: object) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
 
 
+def as_read(value: Struct) -> Struct:
+    """Return a value as it is when it is read again: an int where a float belongs has become one, for a digest sees it.
+
+    Raises msgspec.ValidationError if it cannot be read again.
+    """
+    return msgspec.json.decode(msgspec.json.encode(value), type=type(value))
+
+
 def sealed(prediction: Prediction) -> Prediction:
-    """Return the prediction with its digest."""
+    """Return the prediction, as it is read again, with its digest."""
+    prediction = as_read(prediction)
     return msgspec.structs.replace(prediction, digest=digest(msgspec.structs.replace(prediction, digest="")))
 
 

@@ -11,7 +11,7 @@ from sim.cases import Shape
 from sim.costs import Calibration, Interval
 from sim.faults import Fault
 from sim.outages import STAGES
-from sim.prediction import calibration_digest, digest
+from sim.prediction import as_read, calibration_digest, digest
 from sim.statistics import estimate
 from sim.system import Play, Run, System
 
@@ -87,28 +87,32 @@ def forecast_run(
         for number in range(REPLICATIONS)
     ]
     machine = calibration.machine
-    found = RunForecast(
-        made_at=made_at,
-        commit=commit,
-        calibration=calibration_digest(calibration),
-        calibrated_on=f"{machine.get('cpu')}, {machine.get('cores')} cores",
-        shape=shape,
-        rate_per_s=rate_per_s,
-        duration_s=duration_s,
-        faults=list(faults),
-        answered_per_s=_interval([run.throughput_per_s for run in runs]),
-        latency_ms={
-            name: {
-                f"p{share:g}": _interval([float(np.quantile(run.latency_s[name], share / 100)) * 1000 for run in runs])
-                for share in PERCENTS
-            }
-            for name in runs[0].latency_s
-            if all(len(run.latency_s[name]) for run in runs)
-        },
-        refused_share=_interval([run.refused / (run.refused + _answered(run)) for run in runs]),
-        backlog_peak={stage: _interval([float(run.backlog[stage].max()) for run in runs]) for stage in STAGES},
-        seconds=[_second(runs, second) for second in range(int(duration_s))],
-        notes=list(notes),
+    found = as_read(
+        RunForecast(
+            made_at=made_at,
+            commit=commit,
+            calibration=calibration_digest(calibration),
+            calibrated_on=f"{machine.get('cpu')}, {machine.get('cores')} cores",
+            shape=shape,
+            rate_per_s=rate_per_s,
+            duration_s=duration_s,
+            faults=list(faults),
+            answered_per_s=_interval([run.throughput_per_s for run in runs]),
+            latency_ms={
+                name: {
+                    f"p{share:g}": _interval(
+                        [float(np.quantile(run.latency_s[name], share / 100)) * 1000 for run in runs]
+                    )
+                    for share in PERCENTS
+                }
+                for name in runs[0].latency_s
+                if all(len(run.latency_s[name]) for run in runs)
+            },
+            refused_share=_interval([run.refused / max(1, run.refused + _answered(run)) for run in runs]),
+            backlog_peak={stage: _interval([float(run.backlog[stage].max()) for run in runs]) for stage in STAGES},
+            seconds=[_second(runs, second) for second in range(int(duration_s))],
+            notes=list(notes),
+        )
     )
     return msgspec.structs.replace(found, digest=digest(found))
 

@@ -60,6 +60,9 @@ FETCH_ENOUGH: Final = 160
 """Events in fetch.min.bytes: 64 KB of about 400 bytes each."""
 FETCHED_AHEAD: Final = 20_000
 """Events that a group holds before it asks for no more."""
+CACHE_TIMEOUT_S: Final = 0.1
+CACHE_REST_S: Final = 1.0
+"""A reader waits so long for Redis, and then does without for so long (reference/cache.py)."""
 REQUESTS_MAX: Final = 5_000_000
 AT_ONCE: Final = 8
 """So many requests or answers pass an event loop before the first of them is seen on the other side."""
@@ -169,6 +172,7 @@ class System:
         self.samples: list[tuple[float, ...]] = []
         self._read_waits: list[list[_Request]] = [[] for _ in range(shape.apis)]
         self._reading = [False] * shape.apis
+        self._cache_rests_until_s = [0.0] * shape.apis
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
@@ -267,6 +271,7 @@ class System:
                 some = requests[begin : min(begin + SENT_AT_ONCE, at)]
                 yield self.cores.work(self.generator, costs.generator.each_ms * len(some) / 2000)
                 self._send(some)
+            yield self.cores.work(self.generator, costs.generator.fixed_ms / 2000)
 
     def _closed_loop(self) -> Step:
         first = self._requests(np.zeros(self.play.connections))
@@ -311,8 +316,13 @@ class System:
         while self._read_waits[api]:
             yield self.loops[api].done(half_s)
             mine, self._read_waits[api] = self._read_waits[api], []
-            yield from self.gates.passed("redis")
-            yield self.cores.work(self.redis, self.costs.redis_read.seconds(len(mine)))
+            if self.env.now >= self._cache_rests_until_s[api]:
+                if self.gates.is_open("redis"):
+                    yield self.cores.work(self.redis, self.costs.redis_read.seconds(len(mine)))
+                else:
+                    yield self.env.timeout(CACHE_TIMEOUT_S)
+                    self._cache_rests_until_s[api] = self.env.now + CACHE_REST_S
+            # Else Postgres answers; what that costs its session was not measured, and is left out.
             yield self.loops[api].done(half_s)
             self.answer(api, mine, self.costs.api_read_ms * (1 - self.costs.received_share))
         self._reading[api] = False
@@ -503,6 +513,7 @@ class Loop:
                 if seconds > 0:
                     yield self._cores.work(self._process, seconds)
                 then()
+            # Who was told goes on first: what it gives the loop to do at once costs no wake of its own.
             yield self._env.timeout(0)
         yield self._cores.work(self._process, self._wake_s / 2)
         self._turns = False

@@ -7,6 +7,7 @@ from ledgerproof.modelling.demands_command import demands_command
 from ledgerproof.modelling.fidelity_command import fidelity_command
 from ledgerproof.modelling.measure_command import measure_command
 from ledgerproof.modelling.plan_command import plan_command
+from ledgerproof.modelling.predict_command import predict_command
 from ledgerproof.modelling.scaling_command import failures_command, scaling_command
 from ledgerproof.modelling.sweep_command import sweep_command
 from ledgerproof.modelling.writer_command import writer_command
@@ -20,6 +21,7 @@ def sim_group() -> None:
 sim_group.add_command(calibrate_command)
 sim_group.add_command(fidelity_command)
 sim_group.add_command(measure_command)
+sim_group.add_command(predict_command)
 sim_group.add_command(sweep_command)
 sim_group.add_command(writer_command)
 sim_group.add_command(demands_command)
