@@ -294,6 +294,19 @@ def test_how_late_timers_are_is_taken_as_it_was_measured(found: Calibration) -> 
     assert found.costs.linger_slack_ms == TRUE.linger_slack_ms
 
 
+def test_what_the_generator_uses_for_looking_is_part_of_what_is_used_idle(
+    measured: Measured, found: Calibration, quick: None
+) -> None:
+    windows = [
+        msgspec.structs.replace(
+            window, cpu_s={**window.cpu_s, "generator": window.cpu_s["generator"] + 0.05 * window.duration_s}
+        )
+        for window in measured.windows
+    ]
+    again = calibrate(msgspec.structs.replace(measured, windows=windows))
+    assert again.costs.idle_cores - found.costs.idle_cores == pytest.approx(0.05, rel=0.1)
+
+
 def test_where_no_batch_gathers_anything_the_cost_of_a_wake_is_named_as_unknown(
     measured: Measured, found: Calibration, quick: None
 ) -> None:
