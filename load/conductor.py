@@ -19,7 +19,7 @@ import msgspec
 from load.options import Settings, settings_of
 from load.plan import Start
 from load.result import Phase, Plan, Result, WorkerResult, merge
-from load.users import PLAN, READY, RESULT, START, STOP
+from load.users import BREATH_S, PLAN, READY, RESULT, START, STOP
 
 LEAD_S: Final = 0.5
 """Between the last worker's readiness and the common start."""
@@ -112,7 +112,7 @@ class Conductor:
         try:
             settings = settings_of(self._environment.parsed_options)
             name = settings.run or f"load{settings.seed}-{now:%Y%m%dT%H%M%S}"
-            drawn = settings.drawn(settings.world or name, lambda: gevent.sleep(0))
+            drawn = settings.drawn(settings.world or name, lambda: gevent.sleep(BREATH_S))
         except (ValueError, OSError) as error:
             _log.error("%s", error)
             self._environment.process_exit_code = EXIT_USAGE

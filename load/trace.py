@@ -33,7 +33,7 @@ BATCH_ROWS: Final = 4_096
 """Arrivals of one batch."""
 SLICE_ROWS: Final = 50_000
 """Rows of a Parquet file that are decoded at a time."""
-SHOW_ROWS: Final = 20_000
+SHOW_ROWS: Final = 4_000
 """Rows between two calls of `show`."""
 SHOWN_MAX: Final = 20
 """Bad rows that are kept with their reasons; of the others the line numbers are kept."""
@@ -194,7 +194,7 @@ def read_trace(
 ) -> Trace:
     """Check a CSV (`.csv`) or Parquet (`.parquet`) file and return it as a trace.
 
-    `speed` 10 plays it in a tenth of its time. `show` is told how far it is, every 20,000 rows.
+    `speed` 10 plays it in a tenth of its time. `show` is told how far it is, every 4,000 rows.
 
     Raises BadRows for rows that cannot be replayed, unless `on_bad` is "report", and TraceError for a file that is no
     trace at all: missing columns, nothing in it, not UTF-8, not readable; ValueError for an impossible speed.

@@ -152,9 +152,12 @@ def read_trace(
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     contents = Contents(f"{digest} {time_factor!r} {on_bad}")
+    rows = 0
     for batch in source.batches():
-        breathe()
         for row in batch:
+            rows += 1
+            if rows % trace.SHOW_ROWS == 0:
+                breathe()
             if row.match is not None:
                 place = contents.matches.setdefault(row.match, len(contents.matches))
                 if row.selection is not None:

@@ -32,6 +32,7 @@ RESULT: Final = "load-result"
 MASTER_SILENT_S: Final = 15.0
 """A worker whose master said nothing for so long ends its run: the master was killed."""
 
+BREATH_S: Final = 0.001
 _log = logging.getLogger(__name__)
 
 
@@ -157,8 +158,8 @@ class Session:
 
 
 def _breathe() -> None:
-    """Let heartbeats through while a long trace is read."""
-    gevent.sleep(0)
+    """Let heartbeats through while a long trace is read: a moment that is long enough to look at the sockets."""
+    gevent.sleep(BREATH_S)
 
 
 _sessions: dict[Any, Session] = {}
