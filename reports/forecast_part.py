@@ -90,10 +90,12 @@ def _row(what: str, said: "Interval", measured: float | None, text: "Callable[[f
     forecast = f"{text(said.value)} ({text(low)} to {text(said.high)})"
     if measured is None:
         return what, forecast, NONE, NONE, None
-    # An error relative to nothing has no size.
-    error = f"{'+' if said.value >= measured else ''}{number(100 * (said.value / measured - 1), 0)}{NBSP}%"
+    error = NONE
+    if measured:
+        # An error relative to nothing has no size.
+        error = f"{'+' if said.value >= measured else ''}{number(100 * (said.value / measured - 1), 0)}{NBSP}%"
     inside = low - SLACK <= measured <= said.high + SLACK
-    return what, forecast, text(measured), error if measured else NONE, inside
+    return what, forecast, text(measured), error, inside
 
 
 def _rate(value: float) -> str:

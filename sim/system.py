@@ -406,8 +406,13 @@ class System:
             if sum(self.in_topic[name]) < FETCH_ENOUGH and rest_s > 0:
                 yield env.timeout(rest_s)
             yield from self.gates.passed(name, "kafka")
-            for server, count in enumerate(self.in_topic[name]):
-                self.in_topic[name][server] = 0
+            counts = self.in_topic[name]
+            if name == "matcher" and self.shape.servers > 1:
+                # A bet goes to the home of its match, which need not be the server of its wallet.
+                even = [1 / self.shape.servers] * self.shape.servers
+                counts = self.random["phases"].multinomial(sum(counts), even).tolist()
+            self.in_topic[name] = [0] * self.shape.servers
+            for server, count in enumerate(counts):
                 self.in_lane[name][server] += count
                 if count and not self.lane_told[name][server].triggered:
                     self.lane_told[name][server].succeed()

@@ -106,6 +106,14 @@ def test_measured_errors_and_verdicts_are_those_of_the_run(torn: Path, said: Run
     assert "figures that were measured" in text
 
 
+def test_what_was_measured_as_nothing_has_no_relative_error(torn: Path, said: RunForecast) -> None:
+    series = pl.read_parquet(torn / "series.parquet")
+    nothing = pl.when(pl.col("name") == "outbox_unpublished").then(0.0).otherwise(pl.col("value"))
+    series.with_columns(value=nothing).write_parquet(torn / "series.parquet")
+    row = scores(read_run(torn))["Most that waited: outbox"]
+    assert row[1:3] == ["0", "–"]
+
+
 def test_backlogs_are_summed_over_servers_and_taken_while_the_load_was_on(good: Path, said: RunForecast) -> None:
     run = read_run(good)
     assert run.series is not None
