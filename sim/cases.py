@@ -95,6 +95,8 @@ class Cases(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Bets that come many at a time: large batches at a low rate, for what one of many costs."""
     read_bursts: list[Burst]
     window_s: float
+    """Of a case at one rate."""
+    calibration_window_s: float
     saturation_s: float
     connections: int
     """Requests under way at any time while saturation is measured."""

@@ -100,19 +100,20 @@ def measure(
                 warm=warm_share(),
                 timer_late_ms=timer_late_ms(),
             )
+            window_s = cases.calibration_window_s if idle else cases.window_s
             if idle:
                 with progress.step(f"{shape.name}: idle"):
                     found.idle = _idle(bench)
             for rate in rates_per_s:
-                found.windows.append(_at(bench, shape, Burst(rate, 1), cases.window_s))
+                found.windows.append(_at(bench, shape, Burst(rate, 1), window_s))
                 bench.drain()
             if idle:
                 reads = msgspec.structs.replace(shape, read_share=1.0)
                 for burst in cases.bet_bursts:
-                    found.windows.append(_at(bench, shape, burst, cases.window_s))
+                    found.windows.append(_at(bench, shape, burst, window_s))
                     bench.drain()
                 for burst in [*(Burst(rate, 1) for rate in cases.read_rates_per_s), *cases.read_bursts]:
-                    found.windows.append(_at(bench, reads, burst, cases.window_s))
+                    found.windows.append(_at(bench, reads, burst, window_s))
             for case in outages:
                 with progress.step(f"{shape.name}: {case.kind} {case.node}") as step:
                     found.outages.append(one := measure_outage(bench, stack, case))
