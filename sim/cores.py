@@ -26,6 +26,8 @@ MEMORY_S: Final = 0.05
 TICK_ROUNDING: Final = 1e-6
 REAL_TIME: Final = 1e9
 """A weight from which on a process is scheduled before all others, and at once."""
+WEIGHTS: Final = {0: 1024.0, 5: 335.0, 10: 110.0, -10: 9548.0}
+"""Linux' weights of niceness (kernel/sched/core.c)."""
 UNIT: Final = 1024.0
 """The weight at which run time is counted as it is."""
 

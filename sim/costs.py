@@ -51,6 +51,11 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What a batch waits for besides the processors (log and network), at equidistant quantiles from 0 to 1."""
     commit_each_ms: float
     """What each entry of a batch adds to that."""
+    standby_ms: list[float] = []
+    """What a commit waits for a synchronous standby to say that it has it, at equidistant quantiles; empty: there is
+    none."""
+    gateway: Linear = Linear()
+    """CPU of a process in front of the API, for the requests that come to it together; nothing: there is none."""
     linger_slack_ms: float
     """By which timers of the event loop are late on average."""
     redis_read: Linear

@@ -6,40 +6,26 @@ deadline), are posted and answered; every entry then goes through outbox, relay,
 share the machine's cores by weight (`sim/cores.py`).
 
 What is not: rows that lock each other (wallets are many, and a hot one has a lane of its own), vacuum and checkpoints
-(their effect is in the commits' tail), retries of clients, and money.
+(their effect is in the commits' tail), and money.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from sim.batching import LANES, Request, Writer
 from sim.cases import Shape
-from sim.cores import REAL_TIME, Cores, Process
-from sim.costs import Costs
+from sim.cores import REAL_TIME, WEIGHTS, Cores, Process
+from sim.costs import Costs, Linear
+from sim.event_loop import Gates, Loop, Step, quantile
 from sim.faults import Fault
 
-Step = Generator[simpy.Event, Any, Any]
-
-SWEEP_EVERY_S: Final = 0.1
-LANES: Final = 2
-CROWDED: Final = 64
-LINGER_FROM: Final = 20
-LINGER_BATCH: Final = 64
-HOT_COMMANDS: Final = 8
-HOT_BATCH: Final = 8
-HOT_REST: Final = 15.0
-HOT_REST_MAX_S: Final = 0.5
-HOT_WAITS_S: Final = 0.05
-"""The writer's constants (reference/writer.py); `tests/unit/test_sim_system.py` holds them equal."""
-WEIGHTS: Final = {0: 1024.0, 5: 335.0, 10: 110.0, -10: 9548.0}
-"""Linux' weights of niceness (kernel/sched/core.c)."""
 DEFAULTS: Final = {
     "writer_batch": 256,
     "writer_linger_ms": 4,
@@ -68,8 +54,22 @@ AT_ONCE: Final = 8
 """So many requests or answers pass an event loop before the first of them is seen on the other side."""
 SENT_AT_ONCE: Final = 32
 """So many requests leave the generator before an event loop on another core has woken to the first of them."""
+NO_GATEWAY: Final = Linear()
 REFUSED_REST_S: Final = 0.01
 Floats = NDArray[np.float64]
+
+
+class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A stretch of a load whose rate goes evenly from one value to another."""
+
+    duration_s: float
+    from_per_s: float
+    to_per_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if not (self.duration_s > 0 and self.from_per_s >= 0 and self.to_per_s >= 0):
+            raise ValueError("duration_s must be above zero, from_per_s and to_per_s not below")
 
 
 class Play(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,9 +80,17 @@ class Play(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: float | None
     """Requests that arrive per second (Poisson); None: `connections` in a closed loop."""
     duration_s: float
+    stages: tuple[Stage, ...] = ()
+    """How the rate moves; empty: it is `rate_per_s` from the beginning to the end."""
     burst: int = 1
     """Requests that are due at the same moment."""
     connections: int = 128
+    timeout_s: float | None = None
+    """A client waits so long for an answer; what it asked for goes on in the service. None: for ever."""
+    retries: int = 0
+    """How often a client asks again after a time-out or a refusal before it gives up. Open loop only."""
+    retry_after_s: float = 0.1
+    """It rests so long before it asks again, and twice as long each further time."""
     seed: int = 1
     replication: int = 0
     warm_s: float = 2.0
@@ -101,6 +109,11 @@ class Run:
     """By class, `bets` and `reads`: answered requests that were due after the warm-up."""
     due_s: dict[str, Floats]
     refused: int
+    """Answers that a request was not admitted; a client may have asked again."""
+    timed_out: int
+    """How often a client waited in vain."""
+    abandoned: int
+    """Requests whose client gave up."""
     batch: float | None
     """Entries of a batch on average."""
     utilisation: dict[str, float]
@@ -108,24 +121,6 @@ class Run:
     backlog: dict[str, Floats]
     """Samples of what waits, by stage."""
     sampled_s: Floats
-
-
-@dataclass(slots=True)
-class _Request:
-    due_s: float
-    api: int
-    server: int
-    read: bool
-    hot: bool
-    deadline_s: float = 0.0
-
-
-@dataclass
-class _Hot:
-    """The one hot wallet in one writer."""
-
-    queue: deque[_Request] = field(default_factory=deque)
-    commands: int = 0
 
 
 class System:
@@ -147,6 +142,7 @@ class System:
         self.matcher = Process("matcher", WEIGHTS[10])
         self.projector = Process("projector", WEIGHTS[10])
         self.machine = [Process(f"machine{index}", 10 * REAL_TIME) for index in range(self.costs.cores)]
+        self.gateway = Process("gateway", WEIGHTS[0])
         self.background = Process("background", WEIGHTS[5])
         self.random = {
             name: np.random.default_rng([play.seed, play.replication, number])
@@ -156,7 +152,7 @@ class System:
         """Sessions of the workers by name."""
         self.gates = Gates(self.env)
         self.logs = [simpy.Resource(self.env, 1) for _ in range(shape.servers)]
-        self.writers = [[_Writer(self, api, server) for server in range(shape.servers)] for api in range(shape.apis)]
+        self.writers = [[Writer(self, api, server) for server in range(shape.servers)] for api in range(shape.apis)]
         self.outbox = [0] * shape.servers
         self.in_topic = {name: [0] * shape.servers for name in GROUPS}
         self.in_lane = {name: [0] * shape.servers for name in GROUPS}
@@ -166,11 +162,13 @@ class System:
         self.dues: dict[str, list[float]] = {"bets": [], "reads": []}
         self.answered = 0
         self.refused = 0
+        self.timed_out = 0
+        self.abandoned = 0
         self.entries = 0
         self.batches = 0
         self.post_s = 0.0
         self.samples: list[tuple[float, ...]] = []
-        self._read_waits: list[list[_Request]] = [[] for _ in range(shape.apis)]
+        self._read_waits: list[list[Request]] = [[] for _ in range(shape.apis)]
         self._reading = [False] * shape.apis
         self._cache_rests_until_s = [0.0] * shape.apis
 
@@ -206,7 +204,16 @@ class System:
         play = self.play
         whole_s = play.duration_s + play.drain_s
         lanes = LANES * self.shape.servers * self.shape.apis
-        everyone = [self.generator, *self.apis, self.redis, self.kafka, self.relay, self.matcher, self.projector]
+        everyone = [
+            self.generator,
+            self.gateway,
+            *self.apis,
+            self.redis,
+            self.kafka,
+            self.relay,
+            self.matcher,
+            self.projector,
+        ]
         everyone += [lane.session for row in self.writers for writer in row for lane in writer.lanes]
         everyone += [self.background, *self.sessions.values()]
         samples = np.array(self.samples, dtype=float).reshape(-1, 1 + len(BACKLOGS))
@@ -215,12 +222,15 @@ class System:
             latency_s={name: np.array(values) for name, values in self.latencies.items()},
             due_s={name: np.array(values) for name, values in self.dues.items()},
             refused=self.refused,
+            timed_out=self.timed_out,
+            abandoned=self.abandoned,
             batch=self.entries / self.batches if self.batches else None,
             utilisation={
                 "cores": sum(process.busy_s for process in everyone) / whole_s / self.costs.cores,
                 "api": max(process.busy_s for process in self.apis) / whole_s,
                 "writer": self.post_s / whole_s / lanes,
                 "redis": self.redis.busy_s / whole_s,
+                "gateway": self.gateway.busy_s / whole_s,
                 "generator": self.generator.busy_s / whole_s,
             },
             backlog={name: samples[:, 1 + index] for index, name in enumerate(BACKLOGS)},
@@ -236,13 +246,13 @@ class System:
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def _requests(self, dues: Floats) -> list[_Request]:
+    def _requests(self, dues: Floats) -> list[Request]:
         draw, shape, count = self.random["kinds"], self.shape, len(dues)
         reads = draw.random(count) < shape.read_share
         hot = draw.random(count) < shape.hot_share
         servers = draw.integers(0, shape.servers, count)
         return [
-            _Request(
+            Request(
                 float(due),
                 index % shape.apis,
                 0 if hot[index] else int(servers[index]),
@@ -256,8 +266,8 @@ class System:
         play, env, costs = self.play, self.env, self.costs
         assert play.rate_per_s is not None
         draw = self.random["arrivals"]
-        count = int(draw.poisson(play.rate_per_s * play.duration_s / play.burst))
-        dues = np.repeat(np.sort(draw.random(count) * play.duration_s), play.burst)
+        stages = play.stages or (Stage(play.duration_s, play.rate_per_s, play.rate_per_s),)
+        dues = np.repeat(arrivals(stages, play.burst, draw), play.burst)
         requests = self._requests(dues)
         at, count, tick_s = 0, len(requests), costs.tick_ms / 1000
         while at < count:
@@ -282,8 +292,20 @@ class System:
             yield self.cores.work(self.generator, self.costs.generator.each_ms * len(some) / 1000)
             self._send(some)
 
-    def _send(self, requests: list[_Request]) -> None:
-        """Let requests arrive at their event loops."""
+    def _send(self, requests: list[Request]) -> None:
+        """Let requests leave their clients, who wait for answers from now on."""
+        if self.play.timeout_s is not None:
+            waited = self.env.timeout(self.play.timeout_s)
+            waited.callbacks.append(lambda _: self._waited(requests))
+        cost = self.costs.gateway
+        if cost == NO_GATEWAY:
+            self._arrived(requests)
+        else:
+            passed = self.cores.work(self.gateway, cost.seconds(len(requests)))
+            passed.callbacks.append(lambda _: self._arrived(requests))
+
+    def _arrived(self, requests: list[Request]) -> None:
+        """Let requests come to their event loops."""
         costs = self.costs
         for api in range(self.shape.apis):
             mine = [request for request in requests if request.api == api]
@@ -296,7 +318,26 @@ class System:
                     work_s = each_ms * costs.received_share * len(some) / 1000
                     self.loops[api].call(work_s, partial(self._received, api, some))
 
-    def _received(self, api: int, requests: list[_Request]) -> None:
+    def _waited(self, requests: list[Request]) -> None:
+        """Have clients who have no answer yet ask again, or give up."""
+        late = [request for request in requests if not request.ended]
+        self.timed_out += len(late)
+        self._ask_again(late)
+
+    def _ask_again(self, requests: list[Request]) -> None:
+        for request in requests:
+            request.ended = True
+            if request.tries > self.play.retries:
+                self.abandoned += 1
+                continue
+            again = replace(request, tries=request.tries + 1, ended=False)
+            rest_s = self.play.retry_after_s * 2 ** (request.tries - 1)
+            self.env.timeout(rest_s).callbacks.append(partial(self._sent_again, again))
+
+    def _sent_again(self, request: Request, _: simpy.Event) -> None:
+        self._send([request])
+
+    def _received(self, api: int, requests: list[Request]) -> None:
         if requests[0].read:
             self._read_waits[api] += requests
             if not self._reading[api]:
@@ -304,7 +345,7 @@ class System:
                 self.env.process(self._read(api))
             return
         deadline_s = self.env.now + self.setting["command_deadline_ms"] / 1000
-        refused: list[_Request] = []
+        refused: list[Request] = []
         for request in requests:
             request.deadline_s = deadline_s
             if not self.writers[api][request.server].submit(request):
@@ -329,13 +370,13 @@ class System:
             self.answer(api, mine, self.costs.api_read_ms * (1 - self.costs.received_share))
         self._reading[api] = False
 
-    def answer(self, api: int, requests: list[_Request], each_ms: float) -> None:
+    def answer(self, api: int, requests: list[Request], each_ms: float) -> None:
         """Have an event loop answer requests, some at a time."""
         for at in range(0, len(requests), AT_ONCE):
             group = requests[at : at + AT_ONCE]
             self.loops[api].call(each_ms * len(group) / 1000, partial(self._answered, group))
 
-    def _answered(self, requests: list[_Request]) -> None:
+    def _answered(self, requests: list[Request]) -> None:
         play, now = self.play, self.env.now
         closed = play.rate_per_s is None
         each_s = self.costs.generator.each_ms / (1000 if closed else 2000)
@@ -343,6 +384,9 @@ class System:
         if closed:
             done.callbacks.append(lambda _: self._again(requests))
         for number, request in enumerate(requests, 1):
+            if request.ended:
+                continue
+            request.ended = True
             at = now + (0.0 if closed else each_s * number)
             if request.due_s >= play.warm_s:
                 name = "reads" if request.read else "bets"
@@ -351,25 +395,31 @@ class System:
             if play.warm_s <= at < play.duration_s:
                 self.answered += 1
 
-    def _again(self, requests: list[_Request]) -> None:
+    def _again(self, requests: list[Request]) -> None:
         """Send the next request of each connection whose answer has come."""
         fresh = self._requests(np.full(len(requests), self.env.now))
         for new, old in zip(fresh, requests, strict=True):
             new.api = old.api
         self._send(fresh)
 
-    def refuse(self, requests: list[_Request]) -> None:
+    def refuse(self, requests: list[Request]) -> None:
         """Answer that requests were not admitted."""
         self.refused += len(requests)
         if self.play.rate_per_s is None:
             # A connection that is refused at once is not used at once: nobody asks a server to death.
             self.env.timeout(REFUSED_REST_S).callbacks.append(lambda _: self._again(requests))
+        else:
+            self._ask_again([request for request in requests if not request.ended])
 
     # --- behind the answers ----------------------------------------------------------------------------------------
 
     def commit_s(self) -> float:
         """Draw what a commit waits for besides the processors."""
-        return quantile(self.costs.commit_ms, float(self.random["commits"].random())) / 1000
+        draw = self.random["commits"]
+        waits_ms = quantile(self.costs.commit_ms, float(draw.random()))
+        if self.costs.standby_ms:
+            waits_ms += quantile(self.costs.standby_ms, float(draw.random()))
+        return waits_ms / 1000
 
     def _relay(self, server: int) -> Step:
         env, costs = self.env, self.costs
@@ -475,279 +525,21 @@ class System:
         self.gates.open(fault.target)
 
 
-class Loop:
-    """An event loop: it works through all that has come, in order; what comes meanwhile is for the next turn."""
+def arrivals(stages: Sequence[Stage], burst: int, draw: np.random.Generator) -> Floats:
+    """Return the times of a Poisson process whose rate moves as the stages say, divided by `burst`.
 
-    def __init__(self, env: simpy.Environment, cores: Cores, process: Process, wake_s: float) -> None:
-        self._env, self._cores, self._process, self._wake_s = env, cores, process, wake_s
-        self._todo: deque[tuple[float, Callable[[], None]]] = deque()
-        self._ready: list[simpy.Event] = []
-        self._turns = False
-
-    def call(self, seconds: float, then: Callable[[], None]) -> None:
-        """Have the loop do something that takes so long; `then` is called when it is done."""
-        self._todo.append((seconds, then))
-        if not self._turns:
-            self._turns = True
-            self._env.process(self._turn())
-
-    def done(self, seconds: float) -> simpy.Event:
-        """Have the loop do something that takes so long; the event happens when it is done."""
-        event = self._env.event()
-        self.call(seconds, partial(_happen, event))
-        return event
-
-    def soon(self) -> simpy.Event:
-        """Return an event that happens in the loop's next turn, before anything that comes from outside meanwhile."""
-        event = self._env.event()
-        self._ready.append(event)
-        if not self._turns:
-            self._turns = True
-            self._env.process(self._turn())
-        return event
-
-    def _turn(self) -> Step:
-        # Half of what waking takes comes before the work that woke the loop, half after it.
-        yield self._cores.work(self._process, self._wake_s / 2)
-        while self._todo or self._ready:
-            ready, self._ready = self._ready, []
-            for event in ready:
-                event.succeed()
-            # Whoever waited for this turn goes on before the loop looks what has come.
-            yield self._env.timeout(0)
-            mine, self._todo = self._todo, deque()
-            for seconds, then in mine:
-                if seconds > 0:
-                    yield self._cores.work(self._process, seconds)
-                then()
-            # Who was told goes on first: what it gives the loop to do at once costs no wake of its own.
-            yield self._env.timeout(0)
-        yield self._cores.work(self._process, self._wake_s / 2)
-        self._turns = False
-        if self._todo or self._ready:
-            self._turns = True
-            self._env.process(self._turn())
-
-
-class Gates:
-    """Which parts of the service are there. What needs one that is not waits for it."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
-        self._closed: dict[str, simpy.Event] = {}
-
-    def is_open(self, name: str) -> bool:
-        """Return whether a part is there."""
-        return name not in self._closed
-
-    def close(self, name: str) -> None:
-        """Take a part away."""
-        self._closed.setdefault(name, self._env.event())
-
-    def open(self, name: str) -> None:
-        """Bring it back."""
-        event = self._closed.pop(name, None)
-        if event is not None:
-            event.succeed()
-
-    def passed(self, *names: str) -> Step:
-        """Wait until all of these are there."""
-        while waits := [self._closed[name] for name in names if name in self._closed]:
-            yield waits[0]
-
-
-class _Lane:
-    __slots__ = ("session", "wanted", "works")
-
-    def __init__(self, env: simpy.Environment, name: str) -> None:
-        self.session = Process(name, WEIGHTS[0])
-        self.wanted = env.event()
-        self.works = False
-
-    def want(self) -> None:
-        if not self.wanted.triggered:
-            self.wanted.succeed()
-
-
-class _Writer:
-    """The writer of one API process for one server: the loop of reference/writer.py."""
-
-    def __init__(self, system: System, api: int, server: int) -> None:
-        self.system, self.api, self.server = system, api, server
-        env = system.env
-        self.queue: deque[_Request] = deque()
-        self.hot = _Hot()
-        self.hot_came = env.event()
-        self.gap = env.event()
-        self.others_posted = False
-        self.lanes = [_Lane(env, f"post{lane} api{api} pg{server}") for lane in range(LANES + 1)]
-        """The last one is that of hot wallets."""
-        self.arrivals = 0
-        self.lingers = False
-        self.linger_s = system.setting["writer_linger_ms"] / 1000
-        for lane in self.lanes[:LANES]:
-            env.process(self._run(lane))
-        env.process(self._run_hot())
-        env.process(self._sweep())
-
-    @property
-    def gate(self) -> str:
-        return f"pg{self.server}"
-
-    def submit(self, request: _Request) -> bool:
-        """Take a command, or return False: the queue is full, or the server is not there."""
-        if not self.system.gates.is_open(self.gate):
-            return False
-        if len(self.queue) + len(self.hot.queue) >= self.system.setting["writer_queue"]:
-            return False
-        if request.hot and self.hot.commands:
-            self._enter_hot(request)
-            return True
-        self.arrivals += 1
-        self.queue.append(request)
-        self.lanes[0].want()
-        if len(self.queue) >= CROWDED:
-            self.lanes[1].want()
-        return True
-
-    def fail(self) -> list[_Request]:
-        """Give back all that waits: its server has gone."""
-        failed = [*self.queue, *self.hot.queue]
-        self.hot.commands -= len(self.hot.queue)
-        self.queue.clear()
-        self.hot.queue.clear()
-        return failed
-
-    def _enter_hot(self, request: _Request) -> None:
-        self.hot.queue.append(request)
-        self.hot.commands += 1
-        if not self.hot_came.triggered:
-            self.hot_came.succeed()
-
-    def _sweep(self) -> Step:
-        env = self.system.env
-        yield env.timeout(float(self.system.random["phases"].random()) * SWEEP_EVERY_S)
-        while True:
-            late: list[_Request] = []
-            for queue in (self.queue, self.hot.queue):
-                while queue and queue[0].deadline_s < env.now:
-                    late.append(queue.popleft())
-                    self.hot.commands -= queue is self.hot.queue
-            if late:
-                self.system.refuse(late)
-            self.lingers = self.arrivals >= LINGER_FROM
-            self.arrivals = 0
-            yield env.timeout(SWEEP_EVERY_S)
-
-    @property
-    def _busy(self) -> bool:
-        return any(lane.works for lane in self.lanes[:LANES])
-
-    def _open_gap(self) -> None:
-        if not self.gap.triggered:
-            self.gap.succeed()
-
-    def _run(self, lane: _Lane) -> Step:
-        env, system = self.system.env, self.system
-        first = lane is self.lanes[0]
-        while True:
-            yield lane.wanted
-            lane.wanted = env.event()
-            lane.works = True
-            # A task goes on in the loop's next turn, when all that came in this one has been queued.
-            yield system.loops[self.api].soon()
-            while self.queue if first else len(self.queue) >= CROWDED:
-                if first and self.lingers and len(self.queue) < LINGER_BATCH:
-                    self._open_gap()
-                    yield env.timeout(self.linger_s + (system.costs.linger_slack_ms / 1000 if self.linger_s else 0.0))
-                    yield system.loops[self.api].soon()
-                if self.gap.triggered:
-                    self.gap = env.event()
-                batch = self._take()
-                if not batch:
-                    continue
-                yield from self._post(lane, batch)
-                self.others_posted = True
-                if self.queue:
-                    self.lanes[0].want()
-            lane.works = False
-            if not self._busy:
-                self._open_gap()
-
-    def _take(self) -> list[_Request]:
-        size = min(len(self.queue), int(self.system.setting["writer_batch"]))
-        taken = [self.queue.popleft() for _ in range(size)]
-        hot = sum(request.hot for request in taken)
-        if not hot or (hot <= HOT_COMMANDS and not self.hot.commands):
-            return taken
-        heated = not self.hot.commands
-        for request in taken:
-            if request.hot:
-                self._move_to_hot(request)
-        if heated and any(request.hot for request in self.queue):
-            rest = [*self.queue]
-            self.queue.clear()
-            for request in rest:
-                if request.hot:
-                    self._move_to_hot(request)
-                else:
-                    self.queue.append(request)
-        return [request for request in taken if not request.hot]
-
-    def _move_to_hot(self, request: _Request) -> None:
-        self._enter_hot(request)
-        self.arrivals = max(0, self.arrivals - 1)
-
-    def _run_hot(self) -> Step:
-        env, system = self.system.env, self.system
-        lane = self.lanes[LANES]
-        while True:
-            yield self.hot_came
-            self.hot_came = env.event()
-            while self.hot.queue:
-                began = env.now
-                alone = not (self.others_posted or self._busy)
-                self.others_posted = False
-                most = int(system.setting["writer_batch"]) if alone else HOT_BATCH
-                batch = [self.hot.queue.popleft() for _ in range(min(most, len(self.hot.queue)))]
-                yield from self._post(lane, batch)
-                self.hot.commands -= len(batch)
-                if self.hot.queue and (self.others_posted or self._busy):
-                    yield env.timeout(min(HOT_REST_MAX_S, HOT_REST * (env.now - began)))
-                    yield simpy.AnyOf(env, [self.gap, env.timeout(HOT_WAITS_S)])
-
-    def _post(self, lane: _Lane, batch: list[_Request]) -> Step:
-        system, costs = self.system, self.system.costs
-        began = system.env.now
-        handed_ms = costs.api_batch_ms / 2 + costs.api_bet_ms * costs.handed_share * len(batch)
-        yield system.loops[self.api].done(handed_ms / 1000)
-        yield from system.gates.passed(self.gate)
-        yield system.cores.work(lane.session, costs.post.seconds(len(batch)))
-        # Commits of one server wait for the log one after the other.
-        with system.logs[self.server].request() as turn:
-            yield turn
-            yield system.env.timeout(system.commit_s() + costs.commit_each_ms * len(batch) / 1000)
-        system.outbox[self.server] += len(batch)
-        if began >= system.play.warm_s:
-            system.entries += len(batch)
-            system.batches += 1
-        # The lane goes on when the loop has come round to Postgres' answer.
-        yield system.loops[self.api].done(costs.api_batch_ms / 2000)
-        system.post_s += system.env.now - began
-        system.cores.work(system.background, costs.unseen_bet_ms * len(batch) / 1000)
-        answered_ms = costs.api_bet_ms * (1 - costs.received_share - costs.handed_share)
-        system.answer(self.api, batch, answered_ms)
-
-
-def _happen(event: simpy.Event) -> None:
-    event.succeed()
-
-
-def quantile(table: Sequence[float], share: float) -> float:
-    """Return the value of a table of equidistant quantiles at `share`, 0 to 1; 0 of an empty table."""
-    if not table:
-        return 0.0
-    place = share * (len(table) - 1)
-    low = int(place)
-    high = min(low + 1, len(table) - 1)
-    return table[low] + (table[high] - table[low]) * (place - low)
+    Given their number, arrivals of a stage are independent with a density that goes as its rate does; they are drawn by
+    the inverse of its distribution (Lewis and Shedler, Naval Research Logistics Quarterly 26 (1979)).
+    """
+    times: list[Floats] = []
+    began_s = 0.0
+    for stage in stages:
+        low, high = stage.from_per_s, stage.to_per_s
+        count = int(draw.poisson((low + high) / 2 * stage.duration_s / burst))
+        share = draw.random(count)
+        if low != high:
+            # The share of arrivals before x (0 to 1) is (low·x + (high − low)·x²/2) / ((low + high)/2).
+            share = (np.sqrt(low**2 + (high**2 - low**2) * share) - low) / (high - low)
+        times.append(np.sort(began_s + share * stage.duration_s))
+        began_s += stage.duration_s
+    return np.concatenate(times) if times else np.empty(0)

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from reference import cache, writer
 from reference.config import ServiceConfig
-from sim import system
+from sim import batching, system
 from sim.cases import Shape
 from sim.cores import REAL_TIME, Cores, Process
 from sim.costs import Costs, Linear
+from sim.event_loop import quantile
 from sim.faults import Fault
 from sim.queueing import batch_saturation_per_s, gated_batch_mean_latency_s, md1_mean_wait_s
-from sim.system import Play, Run, System, quantile
+from sim.system import Play, Run, Stage, System, arrivals
 from tests.model_costs import BUSY, FREE
 
 PLAIN = Shape(name="plain", why="")
@@ -39,7 +40,7 @@ def test_the_constants_are_those_of_the_service() -> None:
         "HOT_REST_MAX_S",
         "HOT_WAITS_S",
     ):
-        assert getattr(system, name) == getattr(writer, name), name
+        assert getattr(batching, name) == getattr(writer, name), name
     assert (system.CACHE_TIMEOUT_S, system.CACHE_REST_S) == (cache.TIMEOUT_S, cache.OPEN_CIRCUIT_S)
     defaults = {field.name: field.default for field in msgspec.structs.fields(ServiceConfig)}
     assert {name: defaults[name] for name in system.DEFAULTS} == system.DEFAULTS
@@ -234,7 +235,7 @@ def test_more_than_the_lanes_can_post_is_refused_by_its_deadline() -> None:
     one = Shape(name="one", why="", settings={"writer_batch": 1, "writer_linger_ms": 0})
     found = run(FREE, 3000, 9, one)
     assert found.refused > 5000
-    assert found.latency_s["bets"].max() < 2.0 + system.SWEEP_EVERY_S + 0.1
+    assert found.latency_s["bets"].max() < 2.0 + batching.SWEEP_EVERY_S + 0.1
 
 
 def test_a_hot_wallet_does_not_slow_the_others() -> None:
@@ -293,3 +294,60 @@ def test_faults_and_shapes_out_of_range_are_refused() -> None:
         Shape(name="x", why="", read_share=1.5)
     with pytest.raises(ValueError, match="servers must be 1 to 16"):
         Shape(name="x", why="", servers=0)
+
+
+def test_arrivals_follow_a_rate_that_moves() -> None:
+    draw = np.random.default_rng(1)
+    times = arrivals((Stage(10.0, 0.0, 2000.0), Stage(5.0, 400.0, 400.0)), 1, draw)
+    assert np.all(np.diff(times) >= 0)
+    ramp, flat = times[times < 10], times[times >= 10]
+    assert len(ramp) == pytest.approx(10_000, rel=0.04)
+    # A ramp from nothing has a quarter of its arrivals in its first half.
+    assert (ramp < 5).mean() == pytest.approx(0.25, abs=0.02)
+    assert len(flat) == pytest.approx(2_000, rel=0.08)
+    assert (flat < 12.5).mean() == pytest.approx(0.5, abs=0.04)
+    with pytest.raises(ValueError, match="duration_s"):
+        Stage(0.0, 1.0, 1.0)
+
+
+def test_a_match_day_is_played_by_its_stages() -> None:
+    found = run(BUSY, 300, 10, warm_s=0.0, stages=(Stage(5.0, 100.0, 100.0), Stage(5.0, 500.0, 500.0)))
+    dues = found.due_s["bets"]
+    assert (dues < 5).sum() == pytest.approx(500, rel=0.15)
+    assert (dues >= 5).sum() == pytest.approx(2500, rel=0.08)
+
+
+def test_a_standby_adds_its_acknowledgement_to_every_commit() -> None:
+    alone = np.mean(run(FREE, 50, 30).latency_s["bets"])
+    followed = np.mean(run(msgspec.structs.replace(FREE, standby_ms=[3.0, 3.0]), 50, 30).latency_s["bets"])
+    # At 50/s hardly a commit waits for another.
+    assert followed - alone == pytest.approx(0.003, rel=0.2)
+
+
+def test_a_gateway_takes_its_share_of_the_cores_and_of_the_time() -> None:
+    costs = msgspec.structs.replace(FREE, gateway=Linear(0.0, 2.0))
+    found = run(costs, 100, 20)
+    assert found.utilisation["gateway"] == pytest.approx(0.2, rel=0.1)
+    assert np.median(found.latency_s["bets"]) - np.median(run(FREE, 100, 20).latency_s["bets"]) == pytest.approx(
+        0.002, rel=0.2
+    )
+
+
+def test_clients_who_ask_again_keep_an_overloaded_service_overloaded() -> None:
+    """The same three seconds of overload: without retries it is over with them, with retries it stays (metastable)."""
+    one = Shape(name="one", why="", settings={"writer_batch": 1, "writer_linger_ms": 0, "writer_queue": 200})
+    stages = (Stage(3.0, 500.0, 500.0), Stage(3.0, 1500.0, 1500.0), Stage(5.0, 500.0, 500.0))
+    once, thrice = (
+        run(FREE, 1000, 11, one, warm_s=0.0, stages=stages, timeout_s=0.15, retries=retries, retry_after_s=0.05)
+        for retries in (0, 2)
+    )
+    assert once.abandoned == once.timed_out + once.refused
+    afterwards = [float((found.due_s["bets"] >= 8).sum()) for found in (once, thrice)]
+    assert afterwards[0] == pytest.approx(3 * 500, rel=0.1)
+    assert afterwards[1] < 100
+    assert thrice.timed_out > 2 * once.timed_out
+
+
+def test_a_client_that_waits_for_ever_never_gives_up() -> None:
+    found = run(BUSY, 300, 8)
+    assert (found.timed_out, found.abandoned) == (0, 0)
