@@ -9,7 +9,7 @@ from ledgerproof.notebooks import Executed, NotebookFailed, execute, names, writ
 from tests.report_runs import write_run
 
 WIDTHS = (400, 720, 1280)
-DISPLAYS = {"autoscaling": 5, "capacity": 3, "chaos_timeline": 3, "cost": 2, "failures": 1}
+DISPLAYS = {"autoscaling": 5, "capacity": 3, "chaos_timeline": 3, "cost": 2, "failures": 1, "load_against_model": 4}
 
 
 @pytest.fixture(scope="module")
