@@ -3,6 +3,7 @@
 from typing import Final
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from reports.sheets import COLOURS, DASHES, INK, MUTED, TEXT_PT, Key, Plot, css_dashes, make_plot, panels
 from reports.tables import Cell, Column, Table, make_table
@@ -61,6 +62,8 @@ def draw_latencies(table: Fidelity, percent: str) -> Plot:
     def draw(narrow: bool) -> Figure:
         figure, [axes], _ = panels([f"{percent}, ms"], narrow=narrow, height_pt=[230.0])
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         for index, case in enumerate(table.cases):
             measured, said = _curves(case, percent)
             colour = COLOURS[index % len(COLOURS)]
