@@ -47,6 +47,11 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON that people can read and compare line by line. Raises OSError."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
 def check_writable(path: Path) -> None:
     """Find out before a long run whether its result can be written. Raises EnvironmentProblem."""
     try:

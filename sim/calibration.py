@@ -33,8 +33,8 @@ POSTS_SHARE: Final = 0.25
 """Of MATCH_S: a mean needs less than a tail."""
 RECEIVED_SHARE: Final = 0.4
 HANDED_SHARE: Final = 0.25
-"""Of a bet's time in the event loop, by the profile of decision 24's benchmark (`py-spy`): reading and checking the
-request, and encoding its batch for Postgres; the rest decodes and writes the answer."""
+"""Of a bet's time in the event loop: reading and checking the request, and encoding its batch for Postgres; the rest
+decodes and writes the answer. Chosen, not measured: CPU of a process does not say what it was spent on."""
 R_SQUARED_MIN: Final = 0.9
 REQUESTS_MIN: Final = 500
 """Of a window whose percentiles are matched."""

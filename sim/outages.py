@@ -9,7 +9,7 @@ import numpy as np
 from sim.cases import Outage, OutageCase, Shape
 from sim.costs import Costs
 from sim.faults import Fault
-from sim.system import BACKLOGS, Play, System
+from sim.system import BACKLOGS, Play, replicated
 
 BEFORE_S: Final = 4.0
 """The load is on for so long before the part is taken away."""
@@ -55,21 +55,16 @@ def forecast_outage(costs: Costs, case: OutageCase, seed: int = 1) -> OutageFore
     if case.sort not in costs.returns_s:
         raise ValueError(f"the calibration does not say how long {case.sort} needs to come back")
     gone_s = case.lasts_s + costs.returns_s[case.sort]
-    duration_s = BEFORE_S + case.lasts_s + AFTER_S
-    shape = Shape(name=case.name, why="", servers=case.servers)
     recovered, peaks, refused = [], [], []
-    for number in range(REPLICATIONS):
-        run = System(
-            Play(
-                shape=shape,
-                costs=costs,
-                rate_per_s=case.rate_per_s,
-                duration_s=duration_s,
-                seed=seed,
-                replication=number,
-                faults=(Fault(case.kind, case.part, BEFORE_S, gone_s),),
-            )
-        ).run()
+    play = Play(
+        shape=Shape(name=case.name, why="", servers=case.servers),
+        costs=costs,
+        rate_per_s=case.rate_per_s,
+        duration_s=BEFORE_S + case.lasts_s + AFTER_S,
+        seed=seed,
+        faults=(Fault(case.kind, case.part, BEFORE_S, gone_s),),
+    )
+    for run in replicated(play, REPLICATIONS):
         at = run.sampled_s - BEFORE_S
         rows = {stage: list(zip(at.tolist(), run.backlog[stage].tolist(), strict=True)) for stage in STAGES}
         recovered.append(max(gone_s, *(recovered_s(rows[stage]) for stage in STAGES)))

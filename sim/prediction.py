@@ -16,11 +16,10 @@ from sim.costs import Calibration, Costs, Interval
 from sim.faults import Fault
 from sim.outages import OutageForecast, forecast_outage
 from sim.statistics import estimate
-from sim.system import Play, Run, System
+from sim.system import Play, Run, replicated
 
 PERCENTS: Final = (50.0, 90.0, 95.0, 99.0)
 REPLICATIONS: Final = 5
-SATURATION_WARM_S: Final = 2.0
 BUSY: Final = 0.85
 """A resource that is busier than this is a bottleneck."""
 FORMAT: Final = 1
@@ -99,41 +98,30 @@ def forecast(
     drain_s: float = 0.0,
 ) -> Forecast:
     """Return the forecast of a configuration at a rate, or of its saturation by `connections` in a closed loop."""
-    runs = [
-        System(
-            Play(
-                shape=shape,
-                costs=costs,
-                rate_per_s=rate_per_s,
-                duration_s=duration_s,
-                connections=connections,
-                seed=seed,
-                replication=number,
-                faults=tuple(faults),
-                drain_s=drain_s,
-            )
-        ).run()
-        for number in range(replications)
-    ]
+    runs = replicated(
+        Play(
+            shape=shape,
+            costs=costs,
+            rate_per_s=rate_per_s,
+            duration_s=duration_s,
+            connections=connections,
+            seed=seed,
+            faults=tuple(faults),
+            drain_s=drain_s,
+        ),
+        replications,
+    )
     used = {name: float(np.mean([run.utilisation[name] for run in runs])) for name in runs[0].utilisation}
     return Forecast(
         shape=shape,
         rate_per_s=rate_per_s,
         duration_s=duration_s,
-        throughput_per_s=_interval([run.throughput_per_s for run in runs]),
-        latency_ms={
-            name: {
-                f"p{percent:g}": _interval([_percentile_ms(run, name, percent) for run in runs]) for percent in PERCENTS
-            }
-            for name in runs[0].latency_s
-            if all(len(run.latency_s[name]) for run in runs)
-        },
+        throughput_per_s=interval([run.throughput_per_s for run in runs]),
+        latency_ms=latency_ms(runs, PERCENTS),
         utilisation=used,
         bottleneck=bottleneck(used, hot=shape.hot_share > 0),
-        backlog_peak={name: _interval([float(run.backlog[name].max()) for run in runs]) for name in runs[0].backlog},
-        refused_share=float(
-            np.mean([run.refused / max(1, run.refused + sum(map(len, run.latency_s.values()))) for run in runs])
-        ),
+        backlog_peak={name: interval([float(run.backlog[name].max()) for run in runs]) for name in runs[0].backlog},
+        refused_share=float(np.mean([run.refused_share for run in runs])),
     )
 
 
@@ -183,11 +171,20 @@ def bottleneck(utilisation: dict[str, float], *, hot: bool) -> str:
     return "hot wallet" if hot else busiest
 
 
-def _percentile_ms(run: Run, name: str, percent: float) -> float:
-    return float(np.quantile(run.latency_s[name], percent / 100)) * 1000
+def latency_ms(runs: Sequence[Run], percents: Sequence[float]) -> dict[str, dict[str, Interval]]:
+    """Return percentiles (`p50`) of the latencies of each class of which every run answered some, in milliseconds."""
+    return {
+        name: {
+            f"p{percent:g}": interval([float(np.quantile(run.latency_s[name], percent / 100)) * 1000 for run in runs])
+            for percent in percents
+        }
+        for name in runs[0].latency_s
+        if all(len(run.latency_s[name]) for run in runs)
+    }
 
 
-def _interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float]) -> Interval:
+    """Return the mean of replications with its 95 % interval."""
     found = estimate(list(values))
     assert found is not None, "no value is None"
     return Interval(found.mean, found.low, found.high)

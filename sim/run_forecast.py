@@ -11,9 +11,8 @@ from sim.cases import Shape
 from sim.costs import Calibration, Interval
 from sim.faults import Fault
 from sim.outages import STAGES
-from sim.prediction import as_read, calibration_digest, digest
-from sim.statistics import estimate
-from sim.system import Play, Run, System
+from sim.prediction import as_read, calibration_digest, digest, interval, latency_ms
+from sim.system import Play, Run, replicated
 
 FILE: Final = "prediction.json"
 """In the run folder."""
@@ -71,21 +70,18 @@ def forecast_run(
     notes: Sequence[str] = (),
 ) -> RunForecast:
     """Return the sealed forecast of a run."""
-    runs = [
-        System(
-            Play(
-                shape=shape,
-                costs=calibration.costs,
-                rate_per_s=rate_per_s,
-                duration_s=duration_s,
-                seed=seed,
-                replication=number,
-                warm_s=0.0,
-                faults=tuple(faults),
-            )
-        ).run()
-        for number in range(REPLICATIONS)
-    ]
+    runs = replicated(
+        Play(
+            shape=shape,
+            costs=calibration.costs,
+            rate_per_s=rate_per_s,
+            duration_s=duration_s,
+            seed=seed,
+            warm_s=0.0,
+            faults=tuple(faults),
+        ),
+        REPLICATIONS,
+    )
     machine = calibration.machine
     found = as_read(
         RunForecast(
@@ -97,19 +93,10 @@ def forecast_run(
             rate_per_s=rate_per_s,
             duration_s=duration_s,
             faults=list(faults),
-            answered_per_s=_interval([run.throughput_per_s for run in runs]),
-            latency_ms={
-                name: {
-                    f"p{share:g}": _interval(
-                        [float(np.quantile(run.latency_s[name], share / 100)) * 1000 for run in runs]
-                    )
-                    for share in PERCENTS
-                }
-                for name in runs[0].latency_s
-                if all(len(run.latency_s[name]) for run in runs)
-            },
-            refused_share=_interval([run.refused / max(1, run.refused + _answered(run)) for run in runs]),
-            backlog_peak={stage: _interval([float(run.backlog[stage].max()) for run in runs]) for stage in STAGES},
+            answered_per_s=interval([run.throughput_per_s for run in runs]),
+            latency_ms=latency_ms(runs, PERCENTS),
+            refused_share=interval([run.refused_share for run in runs]),
+            backlog_peak={stage: interval([float(run.backlog[stage].max()) for run in runs]) for stage in STAGES},
             seconds=[_second(runs, second) for second in range(int(duration_s))],
             notes=list(notes),
         )
@@ -123,10 +110,6 @@ def read_run_forecast(path: Path) -> RunForecast:
     if digest(msgspec.structs.replace(found, digest="")) != found.digest:
         raise ValueError(f"{path.name} was changed after it was sealed")
     return found
-
-
-def _answered(run: Run) -> int:
-    return sum(map(len, run.latency_s.values()))
 
 
 def _second(runs: Sequence[Run], second: int) -> Second:
@@ -155,9 +138,3 @@ def _second(runs: Sequence[Run], second: int) -> Second:
         p99_ms=[min(p99), max(p99)] if len(p99) == len(runs) else None,
         backlog={stage: [min(values), max(values)] for stage, values in backlog.items()},
     )
-
-
-def _interval(values: Sequence[float]) -> Interval:
-    found = estimate(list(values))
-    assert found is not None, "no value is None"
-    return Interval(found.mean, found.low, found.high)

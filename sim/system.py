@@ -122,6 +122,16 @@ class Run:
     """Samples of what waits, by stage."""
     sampled_s: Floats
 
+    @property
+    def answered(self) -> int:
+        """Requests that were answered and counted."""
+        return sum(map(len, self.latency_s.values()))
+
+    @property
+    def refused_share(self) -> float:
+        """Share of the answers that said that a request was not admitted."""
+        return self.refused / max(1, self.refused + self.answered)
+
 
 class System:
     """One run. `run` plays it."""
@@ -523,6 +533,11 @@ class System:
                 self.refuse(row[int(fault.target[2:])].fail())
         yield self.env.timeout(fault.lasts_s)
         self.gates.open(fault.target)
+
+
+def replicated(play: Play, replications: int) -> list[Run]:
+    """Play the same several times, each with random streams of its own."""
+    return [System(msgspec.structs.replace(play, replication=number)).run() for number in range(replications)]
 
 
 def arrivals(stages: Sequence[Stage], burst: int, draw: np.random.Generator) -> Floats:

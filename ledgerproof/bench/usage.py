@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from compose import nodes
+from compose.service import role_of
 from compose.stack import Stack
 
 GROUP_OF: Final = {"pg": "postgres"}
@@ -12,7 +13,7 @@ GROUP_OF: Final = {"pg": "postgres"}
 
 def group_of(node: str) -> str:
     """Return the group of a node: postgres, kafka, redis, api, relay, matcher, settler, projector or reconciler."""
-    sort = node.rstrip("0123456789")
+    sort = role_of(node)
     return GROUP_OF.get(sort, sort)
 
 

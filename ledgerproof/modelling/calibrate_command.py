@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
-from ledgerproof.output import check_writable, json_path_option, print_table
+from ledgerproof.output import check_writable, json_path_option, print_json, print_table, write_json
 from ledgerproof.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,21 +35,19 @@ def calibrate_command(*, measurement: Path, path: Path | None, json_path: str | 
     from sim.calibration import NotCalibrated, calibrate  # noqa: PLC0415 - slow to import
     from sim.cases import read_measured  # noqa: PLC0415
 
-    for file in (path, None if json_path in (None, "-") else Path(str(json_path))):
-        if file is not None:
-            check_writable(file)
+    files = [file for file in (path, None if json_path in (None, "-") else Path(str(json_path))) if file is not None]
+    for file in files:
+        check_writable(file)
     progress = Progress()
     with progress.step("Calibrating") as step:
         try:
             found = calibrate(read_measured(measurement), step.show)
         except (NotCalibrated, msgspec.MsgspecError) as error:
             raise click.UsageError(f"{measurement}: {error}") from error
-    text = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
-    for file in (path, None if json_path in (None, "-") else Path(str(json_path))):
-        if file is not None:
-            file.write_bytes(text)
+    for file in files:
+        write_json(file, found)
     if json_path == "-":
-        click.echo(text.decode())
+        print_json(found)
     else:
         _print(found)
     return 0

@@ -11,14 +11,18 @@ import msgspec
 from ledgerproof.modelling.calibrate_command import STORED as CALIBRATION
 from ledgerproof.modelling.calibrate_command import read_calibration
 from ledgerproof.options import RUNS_FOLDER
-from ledgerproof.output import check_writable, json_path_option, print_table
-from ledgerproof.progress import Progress
+from ledgerproof.output import check_writable, json_path_option, print_json, print_table, write_json
+from ledgerproof.progress import Progress, print_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sim.cases import Measured
     from sim.fidelity import Fidelity
     from sim.prediction import Prediction
 
 STORED: Final = Path(__file__).resolve().parents[2] / "reports" / "fidelity.json"
+VIOLATED_EXIT: Final = 20
 EXIT_CODES: Final = """\b
 Exit codes:
    0  scored; the table says what was missed
@@ -58,6 +62,7 @@ def fidelity_command(
     json_path: str | None,
 ) -> int:
     """Forecast each case of sim/cases.toml, measure it on a stack of its own, and score the forecast."""
+    from ledgerproof.modelling.measuring import LedgerWrong  # noqa: PLC0415 - slow to import
     from sim.fidelity import read_fidelity  # noqa: PLC0415 - slow to import
 
     if json_path not in (None, "-"):
@@ -67,14 +72,18 @@ def fidelity_command(
             raise click.UsageError(f"{STORED} is not there; `ledgerproof sim fidelity --write` makes it")
         table = read_fidelity(STORED)
     else:
-        table = _measured(only, calibration, measurement, folder)
+        try:
+            table = _measured(only, calibration, measurement, folder)
+        except LedgerWrong as error:
+            print_error(str(error))
+            return VIOLATED_EXIT
         if write:
-            STORED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+            write_json(STORED, table)
     if json_path == "-":
-        click.echo(msgspec.json.format(msgspec.json.encode(table), indent=2).decode())
+        print_json(table)
     else:
         if json_path is not None:
-            Path(json_path).write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+            write_json(Path(json_path), table)
         _print(table)
     return 0
 
@@ -82,7 +91,7 @@ def fidelity_command(
 def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folder: Path) -> "Fidelity":
     from ledgerproof.machine import commit, describe_machine  # noqa: PLC0415
     from ledgerproof.modelling.measuring import measure  # noqa: PLC0415
-    from sim.cases import Shape, read_cases, read_measured  # noqa: PLC0415
+    from sim.cases import OutageCase, Shape, read_cases, read_measured  # noqa: PLC0415
     from sim.fidelity import Fidelity, score, summarised  # noqa: PLC0415
     from sim.outages import score_outage  # noqa: PLC0415
     from sim.prediction import calibration_digest, predict  # noqa: PLC0415
@@ -95,41 +104,40 @@ def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folde
     lowest = read_measured(measurement or path.with_name("measurement.json")).windows[0]
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress()
-    scores = []
+    sealing = partial(predict, calibration, commit=commit(), connections=cases.connections)
+
+    def at_saturation_and_below(shape: Shape) -> "Prediction":
+        with progress.step(f"{shape.name}: forecasting") as step:
+            made = partial(sealing, made_at=datetime.now(UTC).isoformat(timespec="seconds"), progress=step.show)
+            asked: list[tuple[Shape, float | None, float]] = [(shape, None, cases.saturation_s)]
+            most = made(asked).forecasts[0].throughput_per_s.value
+            return made([*asked, *((shape, round(share * most, 1), cases.window_s) for share in cases.shares)])
+
+    def at_its_rates(shape: Shape, said: "Prediction") -> "Measured":
+        rates = [one.rate_per_s for one in said.forecasts if one.rate_per_s is not None]
+        return measure(shape, cases, rates, progress)
+
+    def without_a_part(case: OutageCase) -> "Measured":
+        shape = Shape(name=case.name, why="", servers=case.servers)
+        return measure(shape, cases, [], progress, outages=[case], saturate=False)
+
+    scores, outages = [], []
     for shape in cases.cases:
-        if only and shape.name not in only:
-            continue
-        said_file, seen_file = folder / f"{shape.name}-prediction.json", folder / f"{shape.name}-measured.json"
-        if not (said_file.exists() and seen_file.exists()):
-            with progress.step(f"{shape.name}: forecasting") as step:
-                made_at = datetime.now(UTC).isoformat(timespec="seconds")
-                sealing = partial(predict, calibration, made_at=made_at, commit=commit(), connections=cases.connections)
-                asked: list[tuple[Shape, float | None, float]] = [(shape, None, cases.saturation_s)]
-                most = sealing(asked, progress=step.show).forecasts[0].throughput_per_s.value
-                asked += [(shape, round(share * most, 1), cases.window_s) for share in cases.shares]
-                said = sealing(asked, progress=step.show)
-                # The forecast is on the disk before the run that it forecasts begins.
-                said_file.write_bytes(msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n")
-            rates = [one.rate_per_s for one in said.forecasts if one.rate_per_s is not None]
-            seen = measure(shape, cases, rates, progress, idle=False)
-            seen_file.write_bytes(msgspec.json.format(msgspec.json.encode(seen), indent=1) + b"\n")
-        said = _intact(said_file)
-        scores.append(score(read_measured(seen_file), said.forecasts, calibration, lowest))
-    outages = []
+        if not only or shape.name in only:
+            said, seen = _kept(
+                folder, shape.name, partial(at_saturation_and_below, shape), partial(at_its_rates, shape)
+            )
+            scores.append(score(seen, said.forecasts, calibration, lowest))
     for case in cases.outages:
-        if only and case.name not in only:
-            continue
-        stem = case.name.replace(" ", "-")
-        said_file, seen_file = folder / f"{stem}-prediction.json", folder / f"{stem}-measured.json"
-        if not (said_file.exists() and seen_file.exists()):
+        if not only or case.name in only:
             made_at = datetime.now(UTC).isoformat(timespec="seconds")
-            said = predict(calibration, [], made_at=made_at, commit=commit(), outages=[case])
-            said_file.write_bytes(msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n")
-            shape = Shape(name=case.name, why="", servers=case.servers)
-            seen = measure(shape, cases, [], progress, outages=[case], saturate=False)
-            seen_file.write_bytes(msgspec.json.format(msgspec.json.encode(seen), indent=1) + b"\n")
-        said = _intact(said_file)
-        outages.append(score_outage(said.outages[0], read_measured(seen_file).outages[0]))
+            said, seen = _kept(
+                folder,
+                case.name.replace(" ", "-"),
+                partial(sealing, [], made_at=made_at, outages=[case]),
+                lambda _, case=case: without_a_part(case),  # type: ignore[misc]
+            )
+            outages.append(score_outage(said.outages[0], seen.outages[0]))
     return Fidelity(
         commit=commit(),
         machine=dict(describe_machine()),
@@ -139,6 +147,23 @@ def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folde
         outages=outages,
         summary=summarised(scores, outages),
     )
+
+
+def _kept(
+    folder: Path, stem: str, forecast: "Callable[[], Prediction]", measured: "Callable[[Prediction], Measured]"
+) -> "tuple[Prediction, Measured]":
+    """Return forecast and measurement of a case; what the folder has of both is not made again.
+
+    The forecast is on the disk before the run that it forecasts begins.
+    """
+    from sim.cases import read_measured  # noqa: PLC0415
+
+    said_file, seen_file = folder / f"{stem}-prediction.json", folder / f"{stem}-measured.json"
+    if not (said_file.exists() and seen_file.exists()):
+        said = forecast()
+        write_json(said_file, said)
+        write_json(seen_file, measured(said))
+    return _intact(said_file), read_measured(seen_file)
 
 
 def _intact(path: Path) -> "Prediction":

@@ -4,13 +4,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
+from compose.service import role_of
 from ledgerproof.faults import PlannedFault
 from ledgerproof.machine import commit, describe_machine
 from ledgerproof.modelling.calibrate_command import read_calibration
 from ledgerproof.options import Options
+from ledgerproof.output import write_json
 from ledgerproof.workload import Kind, Schedule
 from sim.cases import Shape
 from sim.costs import Calibration
@@ -52,7 +53,7 @@ def foretell(folder: Path, options: Options, schedule: Schedule, planned: list[P
         seed=options.seed,
         notes=notes,
     )
-    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    write_json(folder / FILE, found)
     return found
 
 
@@ -61,6 +62,5 @@ def as_modelled(planned: PlannedFault, calibration: Calibration) -> Fault | None
     part = planned.node if planned.node.startswith("pg") else PARTS.get(planned.node)
     if part is None:
         return None
-    sort = planned.node.rstrip("0123456789")
-    lasts_s = planned.hold_s + calibration.costs.returns_s.get(sort, 0.0)
+    lasts_s = planned.hold_s + calibration.costs.returns_s.get(role_of(planned.node), 0.0)
     return Fault("pause" if planned.kind == "pause" else "kill", part, planned.at_s, lasts_s)

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-import msgspec
 
-from ledgerproof.output import check_writable, print_table
-from ledgerproof.progress import Progress
+from ledgerproof.output import check_writable, print_table, write_json
+from ledgerproof.progress import Progress, print_error
 
 if TYPE_CHECKING:
     from sim.cases import Window
 
+VIOLATED_EXIT: Final = 20
 EXIT_CODES: Final = """\b
 Exit codes:
    0  measured
@@ -27,7 +27,7 @@ Exit codes:
 @click.option("--rate", "rates", type=click.FloatRange(1, 100_000), multiple=True, help="Rates to measure (repeat it).")
 def measure_command(*, case: str, path: Path, rates: tuple[float, ...]) -> int:
     """Measure CASE of sim/cases.toml on a stack of its own; `calibration` is the one the model is fitted to."""
-    from ledgerproof.modelling.measuring import measure  # noqa: PLC0415 - slow to import
+    from ledgerproof.modelling.measuring import LedgerWrong, measure  # noqa: PLC0415 - slow to import
     from sim.cases import read_cases  # noqa: PLC0415
 
     cases = read_cases()
@@ -38,8 +38,12 @@ def measure_command(*, case: str, path: Path, rates: tuple[float, ...]) -> int:
     calibrates = case == cases.calibration.name
     asked = rates or (tuple(cases.calibration_rates_per_s) if calibrates else ())
     outages = cases.returns if calibrates else []
-    found = measure(shapes[case], cases, asked, Progress(), idle=calibrates, outages=outages)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    try:
+        found = measure(shapes[case], cases, asked, Progress(), idle=calibrates, outages=outages)
+    except LedgerWrong as error:
+        print_error(str(error))
+        return VIOLATED_EXIT
+    write_json(path, found)
     windows = [*found.windows, *([found.saturation] if found.saturation else [])]
     columns = ["offered/s", "accepted/s", "cores", "batch", "bets p50", "p99", "reads p50", "p99", "lag p99"]
     print_table(f"{case}; latencies in ms", columns, [_row(window) for window in windows])

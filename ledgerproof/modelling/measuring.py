@@ -118,11 +118,10 @@ def measure(
                 with progress.step(f"{shape.name}: {case.kind} {case.node}") as step:
                     found.outages.append(one := measure_outage(bench, stack, case))
                     step.detail = f"back after {one.gone_s:.1f} s, nothing behind after {one.recovered_s:.1f} s"
-            if not saturate:
-                return found
-            with progress.step(f"{shape.name}: saturation") as step:
-                found.saturation = _saturated(bench, shape, cases)
-                step.detail = f"{found.saturation.accepted_per_s:,.0f}/s"
+            if saturate:
+                with progress.step(f"{shape.name}: saturation") as step:
+                    found.saturation = _saturated(bench, shape, cases)
+                    step.detail = f"{found.saturation.accepted_per_s:,.0f}/s"
             began = time.monotonic()
             with progress.step(f"{shape.name}: checking the ledger"):
                 bench.drain()

@@ -24,7 +24,7 @@ WAITS: Final = {"pg": "entries", "kafka": "relay jobs", "redis": "projector jobs
 
 def measure_outage(bench: Bench, stack: Stack, case: OutageCase) -> Outage:
     """Measure one outage under a constant load of bets. The part is back when this returns, whatever happens."""
-    watch = _Watch(bench, WAITS.get(case.node.rstrip("0123456789"), f"{case.node.rstrip('0123456789')} jobs"))
+    watch = _Watch(bench, WAITS.get(case.sort, f"{case.sort} jobs"))
     plan = bench.plan("mixed", loop="open", rate=case.rate_per_s, duration_s=BEFORE_S + case.lasts_s + AFTER_S)
     breaking = threading.Thread(target=_break, args=(stack, case, watch), name="outage", daemon=True)
 

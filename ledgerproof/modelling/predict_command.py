@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import msgspec
 
 from ledgerproof.modelling.calibrate_command import STORED, read_calibration
-from ledgerproof.output import check_writable, print_table
+from ledgerproof.output import check_writable, print_table, write_json
 from ledgerproof.progress import Progress
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def predict_command(
         made = _made(profile, chosen, known, given)
     except ValueError as error:
         raise click.UsageError(f"{error}; a smaller --rate-factor or --time-factor helps") from error
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    write_json(file, made)
     if as_json:
         click.echo(file.read_text())
     else:

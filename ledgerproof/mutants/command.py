@@ -17,7 +17,7 @@ from ledgerproof.machine import commit, describe_machine
 from ledgerproof.mutants.patches import FOLDER, Mutant, PatchError, load_all
 from ledgerproof.mutants.workshop import SOURCE
 from ledgerproof.options import EnvironmentProblem
-from ledgerproof.output import check_writable, print_json, print_table
+from ledgerproof.output import check_writable, print_json, print_table, write_json
 from ledgerproof.progress import Progress
 
 SURVIVED_EXIT: Final = 20
@@ -133,7 +133,7 @@ def _tell(found: Any, json_path: str | None) -> int:
         print_json(builtin)
     else:
         if json_path is not None:
-            Path(json_path).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+            write_json(Path(json_path), found)
         print_table(
             f"{found.killed} of {len(rows)} planted bugs killed; commit {found.commit}, {found.made_at}",
             ["id", "layer", "tier", "killed", "codes", "s", "control"],

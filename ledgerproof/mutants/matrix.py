@@ -7,6 +7,7 @@ import msgspec
 
 from invariants.anomalies import CHECKS
 from ledgerproof.mutants.outcome import Row
+from ledgerproof.output import write_json
 
 STORED: Final = Path("reports/mutants.json")
 PAGE: Final = Path("reports/mutants.html")
@@ -51,7 +52,7 @@ def load(path: Path) -> Matrix:
 def store(matrix: Matrix, path: Path) -> None:
     """Write a matrix, by id of its rows. Raises OSError."""
     matrix.rows.sort(key=lambda row: row.id)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(matrix), indent=1) + b"\n")
+    write_json(path, matrix)
 
 
 def merged(old: Matrix | None, new: Matrix) -> Matrix:

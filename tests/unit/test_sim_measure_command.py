@@ -86,3 +86,15 @@ def test_a_measurement_that_is_not_enough_says_what_to_measure(tmp_path: Path) -
     assert result.exit_code == 2
     assert "measure the case `calibration`" in " ".join(result.output.split())
     assert not (tmp_path / "found.json").exists()
+
+
+def test_a_wrong_ledger_ends_a_measurement_with_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise measuring.LedgerWrong("after the load the ledger is wrong: {'chain': 3}")
+
+    monkeypatch.setattr(measuring, "measure", wrong)
+    done = CliRunner().invoke(
+        cli.cli, ["sim", "measure", "one_server", "--out", str(tmp_path / "out.json")], standalone_mode=False
+    )
+    assert done.return_value == 20
+    assert "chain" in done.stderr
