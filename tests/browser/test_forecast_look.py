@@ -8,6 +8,7 @@ from playwright.sync_api import Browser
 from reports.render import render
 from sim.faults import Fault
 from tests.model_costs import made_forecast
+from tests.page_looks import overlaps, smallest_text_px, texts_beyond
 from tests.report_runs import write_run
 from tests.unit.test_report_forecast import FIGURES, write_forecast
 
@@ -33,13 +34,7 @@ def test_page_fits_and_is_quiet(browser: Browser, page_file: Path, scheme: str) 
             page.set_viewport_size({"width": width, "height": 900})
             page.goto(page_file.as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            beyond = page.evaluate(
-                """() => [...document.querySelectorAll('#forecast figure svg text')]
-                    .filter(text => text.getBoundingClientRect().right > innerWidth
-                                 || text.getBoundingClientRect().left < -1)
-                    .map(text => text.textContent)"""
-            )
-            assert beyond == []
+            assert texts_beyond(page, "#forecast ") == []
         assert noise == []
     finally:
         context.close()
@@ -52,24 +47,8 @@ def test_labels_are_readable_and_do_not_overlap(browser: Browser, page_file: Pat
         for width in (400, 1280):
             page.set_viewport_size({"width": width, "height": 900})
             page.goto(page_file.as_uri())
-            overlaps = page.evaluate(
-                """() => [...document.querySelectorAll('#forecast figure svg')].flatMap(svg => {
-                    const boxes = [...svg.querySelectorAll('text')]
-                        .map(text => [text.textContent, text.getBoundingClientRect()])
-                        .filter(([, box]) => box.width > 0)
-                    return boxes.flatMap(([name, a], i) => boxes.slice(i + 1)
-                        .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1
-                                        && a.top < b.bottom - 4 && b.top < a.bottom - 4)
-                        .map(([other]) => `${name} / ${other}`))
-                })"""
-            )
-            assert overlaps == []
-            smallest = page.evaluate(
-                """() => Math.min(...[...document.querySelectorAll('#forecast figure svg text')]
-                    .filter(text => text.getBoundingClientRect().width > 0)
-                    .map(text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a))"""
-            )
-            assert smallest >= 10
+            assert overlaps(page, "#forecast ") == []
+            assert smallest_text_px(page, "#forecast ") >= 10
     finally:
         context.close()
 

@@ -11,6 +11,7 @@ from ledgerproof.loading import compare
 from reports.compare_page import render_comparison
 from reports.render import render
 from tests.load_files import MATCH_DAY, STEADY, Part, knee_of, made_load, write_load_run
+from tests.page_looks import overlaps, smallest_text_px, texts_beyond
 
 WIDTHS = (400, 719, 720, 1280)
 PAGES = ("match_day", "knee", "one_second", "compared")
@@ -53,13 +54,7 @@ def test_page_fits_and_is_quiet(browser: Browser, pages: dict[str, Path], name: 
             page.set_viewport_size({"width": width, "height": 900})
             page.goto(pages[name].as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            beyond = page.evaluate(
-                """() => [...document.querySelectorAll('figure svg text')]
-                    .filter(text => text.getBoundingClientRect().right > innerWidth
-                                 || text.getBoundingClientRect().left < -1)
-                    .map(text => text.textContent)"""
-            )
-            assert beyond == []
+            assert texts_beyond(page) == []
         assert noise == []
     finally:
         context.close()
@@ -73,24 +68,8 @@ def test_labels_are_readable_and_do_not_overlap(browser: Browser, pages: dict[st
         for width in (400, 1280):
             page.set_viewport_size({"width": width, "height": 900})
             page.goto(pages[name].as_uri())
-            overlaps = page.evaluate(
-                """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
-                    const boxes = [...svg.querySelectorAll('text')]
-                        .map(text => [text.textContent, text.getBoundingClientRect()])
-                        .filter(([, box]) => box.width > 0)
-                    return boxes.flatMap(([name, a], i) => boxes.slice(i + 1)
-                        .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1
-                                        && a.top < b.bottom - 4 && b.top < a.bottom - 4)
-                        .map(([other]) => `${name} / ${other}`))
-                })"""
-            )
-            assert overlaps == []
-            smallest = page.evaluate(
-                """() => Math.min(...[...document.querySelectorAll('figure svg text')]
-                    .filter(text => text.getBoundingClientRect().width > 0)
-                    .map(text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a))"""
-            )
-            assert smallest >= 10
+            assert overlaps(page) == []
+            assert smallest_text_px(page) >= 10
     finally:
         context.close()
 

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from reports.render import render
+from tests.page_looks import overlaps, texts_beyond
 from tests.report_runs import Kind, write_run
 
 WIDTHS = (400, 719, 720, 1280)
@@ -34,13 +35,7 @@ def test_page_fits_and_is_quiet(browser: Browser, pages: dict[Kind, Path], kind:
             page.goto(pages[kind].as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             # A label of a drawing that ends beyond the page would be cut off, not scrolled to.
-            beyond = page.evaluate(
-                """() => [...document.querySelectorAll('figure svg text')]
-                    .filter(text => text.getBoundingClientRect().right > innerWidth
-                                 || text.getBoundingClientRect().left < -1)
-                    .map(text => text.textContent)"""
-            )
-            assert beyond == []
+            assert texts_beyond(page) == []
         assert noise == []
         assert set(requested) <= {pages[kind].as_uri(), "data:,"}
     finally:
@@ -91,17 +86,6 @@ def test_labels_of_a_figure_do_not_overlap(browser: Browser, pages: dict[Kind, P
         for width in (400, 1280):
             page.set_viewport_size({"width": width, "height": 900})
             page.goto(pages["pass"].as_uri())
-            overlaps = page.evaluate(
-                """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
-                    const boxes = [...svg.querySelectorAll('text')]
-                        .map(text => [text.textContent, text.getBoundingClientRect()])
-                        .filter(([, box]) => box.width > 0)
-                    return boxes.flatMap(([name, a], i) => boxes.slice(i + 1)
-                        .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1
-                                        && a.top < b.bottom - 4 && b.top < a.bottom - 4)
-                        .map(([other]) => `${name} / ${other}`))
-                })"""
-            )
-            assert overlaps == []
+            assert overlaps(page) == []
     finally:
         context.close()
