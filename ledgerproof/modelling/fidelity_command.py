@@ -94,7 +94,7 @@ def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folde
     from sim.cases import OutageCase, Shape, read_cases, read_measured  # noqa: PLC0415
     from sim.fidelity import Fidelity, score, summarised  # noqa: PLC0415
     from sim.outages import score_outage  # noqa: PLC0415
-    from sim.prediction import calibration_digest, predict  # noqa: PLC0415
+    from sim.prediction import calibration_digest, predict, sealed  # noqa: PLC0415
 
     calibration = read_calibration(path)
     cases = read_cases()
@@ -109,9 +109,10 @@ def _measured(only: tuple[str, ...], path: Path, measurement: Path | None, folde
     def at_saturation_and_below(shape: Shape) -> "Prediction":
         with progress.step(f"{shape.name}: forecasting") as step:
             made = partial(sealing, made_at=datetime.now(UTC).isoformat(timespec="seconds"), progress=step.show)
-            asked: list[tuple[Shape, float | None, float]] = [(shape, None, cases.saturation_s)]
-            most = made(asked).forecasts[0].throughput_per_s.value
-            return made([*asked, *((shape, round(share * most, 1), cases.window_s) for share in cases.shares)])
+            first = made([(shape, None, cases.saturation_s)])
+            most = first.forecasts[0].throughput_per_s.value
+            below = made([(shape, round(share * most, 1), cases.window_s) for share in cases.shares])
+            return sealed(msgspec.structs.replace(below, forecasts=[*first.forecasts, *below.forecasts]))
 
     def at_its_rates(shape: Shape, said: "Prediction") -> "Measured":
         rates = [one.rate_per_s for one in said.forecasts if one.rate_per_s is not None]
