@@ -41,8 +41,8 @@ AUTOGROUP = Path("/proc/self/autogroup")
 CONNECT_TIMEOUT_S = 5.0
 OPENING_MAX = 8
 REPEATED_RATE_MAX = 150_000
-"""Room is made for this many repeated requests a second; a window that uses it up ends early. A quiet machine does 80,000
-with a server that only answers."""
+"""Room is made for this many repeated requests a second; a window that uses it up ends early. A quiet machine does
+80,000 with a server that only answers."""
 REOPEN_AFTER_S = 0.05
 HEAD_MAX_BYTES = 16_384
 PROBLEM_MAX_BYTES = 300
